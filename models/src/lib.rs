@@ -1,1 +1,7 @@
+//! What runs on a device: candle pipelines, image features, embedded weights.
+//!
+//! Nothing here knows the network, the protocols or the node. Pictures, prompts
+//! and weights files are hostile input: limits are checked before allocation.
 
+pub mod elementary;
+pub mod noise;
