@@ -1,0 +1,30 @@
+//! Every limit on what crosses the wire, in one place. Sizes in bytes unless the name says otherwise.
+
+/// Frames other than chunks are small: headers, progress, receipts.
+pub const FRAME: usize = 8 * 1024;
+/// The largest chunk of a body in one frame.
+pub const CHUNK: usize = 256 * 1024;
+/// The largest body of a request or an answer, in all its chunks.
+pub const BODY: usize = 16 * 1024 * 1024;
+/// A signed record as stored in the DHT.
+pub const RECORD: usize = 4 * 1024;
+/// Addresses in a record.
+pub const RECORD_ADDRESSES: usize = 16;
+/// Capabilities (models) in a record.
+pub const RECORD_CAPABILITIES: usize = 32;
+/// Tasks in one capability.
+pub const CAPABILITY_TASKS: usize = 16;
+/// A record lives this long at most.
+pub const RECORD_LIFETIME_MS: u64 = 24 * 60 * 60 * 1000;
+/// A model id.
+pub const MODEL_ID: usize = 64;
+/// A prompt or negative prompt, in bytes of UTF-8.
+pub const PROMPT: usize = 4 * 1024;
+/// Pictures in one embedding request.
+pub const EMBEDDING_PICTURES: usize = 16;
+/// Dimensions of one embedding.
+pub const EMBEDDING_DIMENSIONS: usize = 4096;
+/// How far the clocks of two nodes may be apart before a query counts as stale, milliseconds.
+pub const CLOCK_SKEW_MS: u64 = 30_000;
+/// The longest total deadline a query may ask for, milliseconds.
+pub const DEADLINE_MS: u32 = 10 * 60 * 1000;
