@@ -1,1 +1,6 @@
+//! Argus: a peer-to-peer overlay for verified, decentralised image inference.
+//!
+//! One binary plays every role: miner, validator, relay, development chain. ARCHITECTURE.md says what
+//! lives where and who may know whom.
 
+pub mod cli;

@@ -26,7 +26,10 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
 /// Decodes a value of at most `LIMIT` bytes, all of `bytes`.
 pub fn decode<T: Decode<()>, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > LIMIT {
-        return Err(CodecError::TooLarge { length: bytes.len(), limit: LIMIT });
+        return Err(CodecError::TooLarge {
+            length: bytes.len(),
+            limit: LIMIT,
+        });
     }
     let (value, used) = bincode::decode_from_slice(bytes, config::standard().with_limit::<LIMIT>())
         .map_err(|e| CodecError::Malformed(e.to_string()))?;
@@ -97,7 +100,10 @@ pub fn parse_frame_header(header: [u8; FRAME_HEADER]) -> Result<(FrameKind, usiz
     let kind = FrameKind::try_from(header[0])?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length > kind.limit() {
-        return Err(CodecError::TooLarge { length, limit: kind.limit() });
+        return Err(CodecError::TooLarge {
+            length,
+            limit: kind.limit(),
+        });
     }
     Ok((kind, length))
 }

@@ -81,21 +81,31 @@ impl Hotkey {
     }
 
     /// Checks a signature over a protocol message of this domain.
-    pub fn verify(&self, domain: Domain, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
+    pub fn verify(
+        &self,
+        domain: Domain,
+        message: &[u8],
+        signature: &Signature,
+    ) -> Result<(), BadSignature> {
         self.verify_raw(&domain.digest(message), signature)
     }
 
     /// Checks a signature over the bytes as they are, as Bittensor's own tools make them.
     pub fn verify_raw(&self, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
         let key = PublicKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
-        let signature = schnorrkel::Signature::from_bytes(&signature.0).map_err(|_| BadSignature)?;
-        key.verify_simple(CONTEXT, message, &signature).map_err(|_| BadSignature)
+        let signature =
+            schnorrkel::Signature::from_bytes(&signature.0).map_err(|_| BadSignature)?;
+        key.verify_simple(CONTEXT, message, &signature)
+            .map_err(|_| BadSignature)
     }
 }
 
 fn checksum(payload: &[u8]) -> [u8; 2] {
     use blake2::{Blake2b512, Digest};
-    let hash = Blake2b512::new().chain_update(b"SS58PRE").chain_update(payload).finalize();
+    let hash = Blake2b512::new()
+        .chain_update(b"SS58PRE")
+        .chain_update(payload)
+        .finalize();
     [hash[0], hash[1]]
 }
 
@@ -124,8 +134,12 @@ impl FromStr for Hotkey {
         if text.len() > 64 {
             return Err(HotkeyError::Length(text.len()));
         }
-        let bytes = bs58::decode(text).into_vec().map_err(|e| HotkeyError::Base58(e.to_string()))?;
-        let bytes: [u8; 35] = bytes.try_into().map_err(|b: Vec<u8>| HotkeyError::Length(b.len()))?;
+        let bytes = bs58::decode(text)
+            .into_vec()
+            .map_err(|e| HotkeyError::Base58(e.to_string()))?;
+        let bytes: [u8; 35] = bytes
+            .try_into()
+            .map_err(|b: Vec<u8>| HotkeyError::Length(b.len()))?;
         if bytes[0] != SS58_PREFIX {
             return Err(HotkeyError::Prefix(bytes[0]));
         }
@@ -167,7 +181,8 @@ impl<'de> serde::Deserialize<'de> for Signature {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         let mut bytes = [0; 64];
-        hex::decode_to_slice(text.trim_start_matches("0x"), &mut bytes).map_err(serde::de::Error::custom)?;
+        hex::decode_to_slice(text.trim_start_matches("0x"), &mut bytes)
+            .map_err(serde::de::Error::custom)?;
         Ok(Self(bytes))
     }
 }

@@ -125,8 +125,12 @@ impl SignedOpen {
         if apart > limits::CLOCK_SKEW_MS {
             return Err(OpenError::Stale(apart));
         }
-        open.validator.verify(Domain::Open, &self.open, &self.signature)?;
-        Ok(VerifiedOpen { request_hash: self.request_hash(), open })
+        open.validator
+            .verify(Domain::Open, &self.open, &self.signature)?;
+        Ok(VerifiedOpen {
+            request_hash: self.request_hash(),
+            open,
+        })
     }
 }
 
@@ -224,11 +228,17 @@ impl Rejection {
     pub const LENGTH: usize = 5;
 
     pub fn new(reason: Reason) -> Self {
-        Self { reason, retry_after_ms: 0 }
+        Self {
+            reason,
+            retry_after_ms: 0,
+        }
     }
 
     pub fn busy(retry_after_ms: u32) -> Self {
-        Self { reason: Reason::Busy, retry_after_ms }
+        Self {
+            reason: Reason::Busy,
+            retry_after_ms,
+        }
     }
 
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
@@ -237,13 +247,17 @@ impl Rejection {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
-        let bytes: [u8; Self::LENGTH] =
-            bytes.try_into().map_err(|_| CodecError::Malformed("a rejection has five bytes".into()))?;
+        let bytes: [u8; Self::LENGTH] = bytes
+            .try_into()
+            .map_err(|_| CodecError::Malformed("a rejection has five bytes".into()))?;
         let reason = Reason::ALL
             .into_iter()
             .find(|r| *r as u8 == bytes[0])
             .ok_or_else(|| CodecError::Malformed(format!("unknown reason {}", bytes[0])))?;
-        Ok(Self { reason, retry_after_ms: u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) })
+        Ok(Self {
+            reason,
+            retry_after_ms: u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]),
+        })
     }
 }
 
@@ -261,7 +275,10 @@ impl ResultHeader {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let header: Self = codec::decode::<Self, { limits::FRAME }>(bytes)?;
         if header.body_length as usize > limits::BODY {
-            return Err(CodecError::TooLarge { length: header.body_length as usize, limit: limits::BODY });
+            return Err(CodecError::TooLarge {
+                length: header.body_length as usize,
+                limit: limits::BODY,
+            });
         }
         Ok(header)
     }

@@ -37,7 +37,10 @@ impl AsRef<[u8]> for QueryId {
     }
 }
 
-fn hex_bytes<T: AsRef<[u8]>, S: serde::Serializer>(bytes: &T, serializer: S) -> Result<S::Ok, S::Error> {
+fn hex_bytes<T: AsRef<[u8]>, S: serde::Serializer>(
+    bytes: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&hex::encode(bytes.as_ref()))
 }
 
@@ -81,10 +84,16 @@ impl SignedReceipt {
         let verified = self.verify_alone()?;
         let receipt = &verified.receipt;
         let mismatch = [
-            ("query", receipt.id == open.id && receipt.netuid == open.netuid),
+            (
+                "query",
+                receipt.id == open.id && receipt.netuid == open.netuid,
+            ),
             ("validator", receipt.validator == open.validator),
             ("miner", receipt.miner == open.miner),
-            ("task", receipt.task == open.task && receipt.model == open.model),
+            (
+                "task",
+                receipt.task == open.task && receipt.model == open.model,
+            ),
             ("request", receipt.request_hash == request_hash),
             ("response", receipt.response_hash == response_hash),
             ("time", receipt.accepted_at_ms <= receipt.finished_at_ms),
@@ -98,8 +107,13 @@ impl SignedReceipt {
     /// Checks the signature by the miner that the receipt itself names, for receipts out of a store.
     pub fn verify_alone(self) -> Result<VerifiedReceipt, ReceiptError> {
         let receipt: Receipt = codec::decode::<Receipt, { limits::FRAME }>(&self.receipt)?;
-        receipt.miner.verify(Domain::Receipt, &self.receipt, &self.signature)?;
-        Ok(VerifiedReceipt { receipt, signed: self })
+        receipt
+            .miner
+            .verify(Domain::Receipt, &self.receipt, &self.signature)?;
+        Ok(VerifiedReceipt {
+            receipt,
+            signed: self,
+        })
     }
 }
 

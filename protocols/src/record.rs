@@ -19,10 +19,16 @@ const KEY_PREFIX: &[u8] = b"argus/hotkey/1";
 
 /// Where a hotkey's record lives in the DHT.
 pub fn key(hotkey: &Hotkey) -> [u8; 32] {
-    *blake3::Hasher::new().update(KEY_PREFIX).update(hotkey.as_bytes()).finalize().as_bytes()
+    *blake3::Hasher::new()
+        .update(KEY_PREFIX)
+        .update(hotkey.as_bytes())
+        .finalize()
+        .as_bytes()
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     Miner,
@@ -57,7 +63,10 @@ pub struct Record {
     pub expires_at_ms: u64,
 }
 
-fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_text<T: std::fmt::Display, S: serde::Serializer>(
+    value: &T,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
@@ -143,7 +152,11 @@ impl SignedRecord {
         let signed = Self { record, signature };
         let length = signed.to_bytes().len();
         if length > limits::RECORD {
-            return Err(CodecError::TooLarge { length, limit: limits::RECORD }.into());
+            return Err(CodecError::TooLarge {
+                length,
+                limit: limits::RECORD,
+            }
+            .into());
         }
         Ok(signed)
     }
@@ -164,7 +177,8 @@ impl SignedRecord {
             return Err(RecordError::Expired);
         }
         let horizon = now_ms.saturating_add(limits::CLOCK_SKEW_MS);
-        if wire.expires_at_ms > horizon.saturating_add(limits::RECORD_LIFETIME_MS) || wire.sequence > horizon
+        if wire.expires_at_ms > horizon.saturating_add(limits::RECORD_LIFETIME_MS)
+            || wire.sequence > horizon
         {
             return Err(RecordError::Future);
         }
@@ -174,7 +188,8 @@ impl SignedRecord {
             .into_iter()
             .map(|a| Multiaddr::try_from(a).map_err(|e| RecordError::Address(e.to_string())))
             .collect::<Result<_, _>>()?;
-        wire.hotkey.verify(Domain::Record, &self.record, &self.signature)?;
+        wire.hotkey
+            .verify(Domain::Record, &self.record, &self.signature)?;
         let record = Record {
             hotkey: wire.hotkey,
             peer,
@@ -185,7 +200,10 @@ impl SignedRecord {
             sequence: wire.sequence,
             expires_at_ms: wire.expires_at_ms,
         };
-        Ok(VerifiedRecord { record, signed: self })
+        Ok(VerifiedRecord {
+            record,
+            signed: self,
+        })
     }
 }
 
@@ -196,7 +214,9 @@ fn check_counts(addresses: usize, capabilities: &[Capability]) -> Result<(), Rec
     if capabilities.len() > limits::RECORD_CAPABILITIES {
         return Err(RecordError::TooMany("capabilities"));
     }
-    let long = |c: &Capability| c.model.len() > limits::MODEL_ID || c.tasks.len() > limits::CAPABILITY_TASKS;
+    let long = |c: &Capability| {
+        c.model.len() > limits::MODEL_ID || c.tasks.len() > limits::CAPABILITY_TASKS
+    };
     if capabilities.iter().any(long) {
         return Err(RecordError::TooMany("tasks or characters in a capability"));
     }

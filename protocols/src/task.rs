@@ -10,7 +10,9 @@ use crate::{
 };
 
 /// The tasks of this version. Codes are part of the protocol and never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u16)]
 pub enum TaskKind {
@@ -163,7 +165,9 @@ impl Answer {
             }
         };
         if !within {
-            return Err(CodecError::Malformed("too many embeddings or dimensions".into()));
+            return Err(CodecError::Malformed(
+                "too many embeddings or dimensions".into(),
+            ));
         }
         Ok(answer)
     }

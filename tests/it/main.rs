@@ -1,0 +1,3 @@
+//! The one integration binary (each binary relinks RocksDB and candle).
+
+mod tidy;
