@@ -4,3 +4,4 @@
 //! lives where and who may know whom.
 
 pub mod cli;
+pub mod gateway;
