@@ -4,4 +4,5 @@
 //! lives where and who may know whom.
 
 pub mod cli;
+pub mod clock;
 pub mod gateway;
