@@ -3,7 +3,9 @@
 //! One binary plays every role: miner, validator, relay, development chain. ARCHITECTURE.md says what
 //! lives where and who may know whom.
 
+pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod gateway;
 pub mod net;
+pub mod store;
