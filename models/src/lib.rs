@@ -5,3 +5,7 @@
 
 pub mod elementary;
 pub mod noise;
+pub mod picture;
+pub mod resample;
+
+pub use picture::{Limits, PictureError, RgbPicture};
