@@ -1,0 +1,200 @@
+//! Named tensors of safetensors files, mapped or embedded, read in place.
+//!
+//! A file comes from anywhere: its header is bounded before it is parsed, and every tensor's type
+//! and shape is checked against what the architecture expects before it is used.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+
+/// The longest header that is parsed, in bytes; that of Stable Diffusion XL's UNet has 200 kB.
+pub const MAX_HEADER_BYTES: u64 = 8 << 20;
+/// The most tensors in one model part; Stable Diffusion XL's UNet has 1,680.
+pub const MAX_TENSORS: usize = 20_000;
+
+/// Why weights cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
+    Malformed { file: String, detail: String },
+    #[error("{file} has a header of {bytes} bytes, more than the {MAX_HEADER_BYTES} allowed")]
+    HeaderTooLarge { file: String, bytes: u64 },
+    #[error("{file} holds more than {MAX_TENSORS} tensors")]
+    TooManyTensors { file: String },
+    #[error("{file} has no tensor `{name}`; it belongs to another architecture than its config says")]
+    MissingTensor { file: String, name: String },
+    #[error("tensor `{name}` of {file} is {found:?}, but its config makes it {expected:?}")]
+    WrongShape { file: String, name: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("tensor `{name}` of {file} has numbers of type {found}; f16, bf16 and f32 are read")]
+    UnsupportedType { file: String, name: String, found: String },
+    #[error("{file}: {detail}")]
+    Unsuitable { file: String, detail: String },
+    #[error("cannot place weights on the device: {0}")]
+    Device(#[from] candle_core::Error),
+}
+
+impl WeightsError {
+    /// A stable label for metrics and programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "unreadable",
+            Self::Malformed { .. } => "malformed_weights",
+            Self::HeaderTooLarge { .. } => "header_too_large",
+            Self::TooManyTensors { .. } => "too_many_tensors",
+            Self::MissingTensor { .. } => "missing_tensor",
+            Self::WrongShape { .. } => "wrong_shape",
+            Self::UnsupportedType { .. } => "unsupported_type",
+            Self::Unsuitable { .. } => "unsuitable_weights",
+            Self::Device(_) => "device",
+        }
+    }
+}
+
+/// The bytes of one file.
+#[derive(Clone)]
+pub(crate) enum FileBytes {
+    Embedded(&'static [u8]),
+    Mapped(Arc<memmap2::Mmap>),
+}
+
+impl FileBytes {
+    /// Maps a file into memory.
+    pub(crate) fn map(path: &Path) -> Result<Self, WeightsError> {
+        let unreadable = |source| WeightsError::Unreadable { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // SAFETY: weights are only read; a file that is cut short by someone else while the node
+        // runs would raise SIGBUS, which is documented for operators as for any mapped model.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(unreadable)?;
+        Ok(Self::Mapped(Arc::new(map)))
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Embedded(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+struct Store {
+    files: Vec<FileBytes>,
+    entries: HashMap<String, Entry>,
+}
+
+/// The tensors below one name, to be placed on one device.
+#[derive(Clone)]
+pub(crate) struct Weights {
+    store: Arc<Store>,
+    /// The part of the model in messages: `unet`.
+    label: Arc<str>,
+    prefix: String,
+    device: Device,
+    dtype: DType,
+}
+
+impl Weights {
+    /// Reads the headers of a part's files.
+    pub(crate) fn open(label: &str, files: Vec<FileBytes>, device: &Device, dtype: DType) -> Result<Self, WeightsError> {
+        let mut entries = HashMap::new();
+        for (index, file) in files.iter().enumerate() {
+            read_entries(label, index, file.as_slice(), &mut entries)?;
+            if entries.len() > MAX_TENSORS {
+                return Err(WeightsError::TooManyTensors { file: label.to_owned() });
+            }
+        }
+        Ok(Self { store: Arc::new(Store { files, entries }), label: label.into(), prefix: String::new(), device: device.clone(), dtype })
+    }
+
+    /// The tensors below `name` of these.
+    pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
+    }
+
+    /// Whether layers are to use the processor's own kernels.
+    pub(crate) fn on_host(&self) -> bool {
+        self.device.is_cpu() && self.dtype == DType::F32
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.store.entries.contains_key(&format!("{}{name}", self.prefix))
+    }
+
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.store.entries.get(&format!("{}{name}", self.prefix)).map(|entry| entry.shape.as_slice())
+    }
+
+    /// An error about these weights as a whole.
+    pub(crate) fn unsuitable(&self, detail: impl Into<String>) -> WeightsError {
+        let place = format!("{} {}", self.label, self.prefix.trim_end_matches('.'));
+        WeightsError::Unsuitable { file: place.trim_end().to_owned(), detail: detail.into() }
+    }
+
+    /// The values of a tensor in main memory, row-major.
+    pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
+        let (name, entry) = self.entry(name, shape)?;
+        let bytes = &self.store.files[entry.file].as_slice()[entry.start..entry.end];
+        match entry.dtype {
+            Dtype::F16 => Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::BF16 => Ok(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            other => Err(WeightsError::UnsupportedType { file: self.label.to_string(), name, found: format!("{other:?}") }),
+        }
+    }
+
+    /// The tensor on the device.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &Entry), WeightsError> {
+        let name = format!("{}{name}", self.prefix);
+        let file = || self.label.to_string();
+        let Some(entry) = self.store.entries.get(&name) else {
+            return Err(WeightsError::MissingTensor { file: file(), name });
+        };
+        if entry.shape != shape {
+            return Err(WeightsError::WrongShape { file: file(), name, expected: shape.to_vec(), found: entry.shape.clone() });
+        }
+        Ok((name, entry))
+    }
+}
+
+fn read_entries(label: &str, file: usize, bytes: &[u8], entries: &mut HashMap<String, Entry>) -> Result<(), WeightsError> {
+    let malformed = |detail: String| WeightsError::Malformed { file: label.to_owned(), detail };
+    let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
+        return Err(malformed("it is shorter than its header".to_owned()));
+    };
+    if header > MAX_HEADER_BYTES {
+        return Err(WeightsError::HeaderTooLarge { file: label.to_owned(), bytes: header });
+    }
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| malformed(error.to_string()))?;
+    let base = bytes.as_ptr() as usize;
+    for (name, view) in tensors.iter() {
+        let start = view.data().as_ptr() as usize - base;
+        let entry = Entry { file, dtype: view.dtype(), shape: view.shape().to_vec(), start, end: start + view.data().len() };
+        entries.insert(name.to_owned(), entry);
+    }
+    Ok(())
+}
