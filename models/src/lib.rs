@@ -3,9 +3,25 @@
 //! Nothing here knows the network, the protocols or the node. Pictures, prompts
 //! and weights files are hostile input: limits are checked before allocation.
 
+pub mod clip;
+pub mod device;
+pub mod diffusion;
 pub mod elementary;
+mod embedded;
+pub mod features;
+mod layers;
+pub mod loader;
 pub mod noise;
 pub mod picture;
+mod pool;
+pub mod registry;
 pub mod resample;
+pub mod tokenizer;
+pub mod weights;
 
+pub use clip::Clip;
+pub use device::{DeviceError, DeviceKind};
+pub use diffusion::{GenerateError, Pipeline, StepControl, TextToImage};
+pub use loader::{LoadError, ModelFiles};
 pub use picture::{Limits, PictureError, RgbPicture};
+pub use registry::{ModelId, ModelSpec, Registry, RegistryError};

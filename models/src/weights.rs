@@ -39,6 +39,9 @@ pub enum WeightsError {
     Device(#[from] candle_core::Error),
 }
 
+/// A result of reading weights.
+pub(crate) type WeightsResult<T> = Result<T, WeightsError>;
+
 impl WeightsError {
     /// A stable label for metrics and programs.
     pub fn reason(&self) -> &'static str {
@@ -127,14 +130,6 @@ impl Weights {
     /// Whether layers are to use the processor's own kernels.
     pub(crate) fn on_host(&self) -> bool {
         self.device.is_cpu() && self.dtype == DType::F32
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
-    pub(crate) fn dtype(&self) -> DType {
-        self.dtype
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {

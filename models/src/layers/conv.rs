@@ -6,7 +6,7 @@ use super::feature_map::{Extent, FeatureMap};
 use super::host;
 use super::kernel::TapRows;
 use super::product::{Epilogue, PackedMatrix, RowSource, multiply};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsResult};
 
 /// The window of a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,16 +68,16 @@ enum ConvWeight {
 
 impl Conv2d {
     /// Reads `weight` `[outputs, inputs, kernel, kernel]` and `bias`.
-    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> Result<Self, WeightsError> {
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, true)
     }
 
     /// As [`Conv2d::load`], without a bias.
-    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> Result<Self, WeightsError> {
+    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, false)
     }
 
-    fn load_with(weights: &Weights, inputs: usize, outputs: usize, window: Window, bias: bool) -> Result<Self, WeightsError> {
+    fn load_with(weights: &Weights, inputs: usize, outputs: usize, window: Window, bias: bool) -> WeightsResult<Self> {
         let k = window.kernel;
         let shape = [outputs, inputs, k, k];
         let weight = if weights.on_host() {

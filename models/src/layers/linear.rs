@@ -1,11 +1,12 @@
 //! Linear maps of the last dimension.
 
 use candle_core::{D, Result, Tensor};
+use rayon::prelude::*;
 
-use super::activation::Activation;
+use super::activation::{Activation, gelu_gate};
 use super::host;
 use super::product::{DenseRows, Epilogue, PackedMatrix, multiply};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsResult};
 
 /// `y = x · Wᵀ + b`.
 pub(crate) enum Linear {
@@ -16,17 +17,17 @@ pub(crate) enum Linear {
 
 impl Linear {
     /// Reads `weight` `[outputs, inputs]` and `bias`.
-    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self, WeightsError> {
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize) -> WeightsResult<Self> {
         Self::load_joined(&[weights.clone()], inputs, outputs, true)
     }
 
     /// As [`Linear::load`], without a bias.
-    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> Result<Self, WeightsError> {
+    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> WeightsResult<Self> {
         Self::load_joined(&[weights.clone()], inputs, outputs, false)
     }
 
     /// Joins maps of the same input into one whose output is theirs side by side, `outputs` each.
-    pub(crate) fn load_joined(parts: &[Weights], inputs: usize, outputs: usize, bias: bool) -> Result<Self, WeightsError> {
+    pub(crate) fn load_joined(parts: &[Weights], inputs: usize, outputs: usize, bias: bool) -> WeightsResult<Self> {
         let shapes = |weights: &Weights| {
             // A 1×1 convolution is a linear map of each pixel; older files keep it in that shape.
             match weights.shape("weight") {
@@ -35,12 +36,12 @@ impl Linear {
             }
         };
         if parts.iter().all(Weights::on_host) {
-            let values = parts.iter().map(|part| part.values("weight", &shapes(part))).collect::<Result<Vec<_>, _>>()?;
+            let values = parts.iter().map(|part| part.values("weight", &shapes(part))).collect::<WeightsResult<Vec<_>>>()?;
             let matrix = PackedMatrix::pack(1, inputs, parts.len() * outputs, |_, input, output| {
                 values[output / outputs][output % outputs * inputs + input]
             });
             let bias = if bias {
-                Some(parts.iter().map(|part| part.values("bias", &[outputs])).collect::<Result<Vec<_>, _>>()?.concat())
+                Some(parts.iter().map(|part| part.values("bias", &[outputs])).collect::<WeightsResult<Vec<_>>>()?.concat())
             } else {
                 None
             };
@@ -49,10 +50,10 @@ impl Linear {
         let tensors = parts
             .iter()
             .map(|part| Ok(part.tensor("weight", &shapes(part))?.reshape((outputs, inputs))?))
-            .collect::<Result<Vec<_>, WeightsError>>()?;
+            .collect::<WeightsResult<Vec<_>>>()?;
         let weight = Tensor::cat(&tensors, 0)?.t()?.contiguous()?;
         let bias = if bias {
-            let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<Result<Vec<_>, _>>()?;
+            let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<WeightsResult<Vec<_>>>()?;
             Some(Tensor::cat(&biases, 0)?)
         } else {
             None
@@ -115,3 +116,42 @@ impl Linear {
         }
     }
 }
+
+/// A linear map whose output is gated by GELU of as many further outputs: diffusers' `GEGLU`.
+pub(crate) struct GatedLinear {
+    linear: Linear,
+    outputs: usize,
+}
+
+impl GatedLinear {
+    /// Reads `weight` `[2 · outputs, inputs]`, the gates' rows last, and `bias`.
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize) -> WeightsResult<Self> {
+        Ok(Self { linear: Linear::load(weights, inputs, 2 * outputs)?, outputs })
+    }
+
+    /// Maps `[…, inputs]` to `[…, outputs]`.
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let joined = self.linear.forward(input)?;
+        if !host::is_host(&joined) {
+            let hidden = joined.narrow(D::Minus1, 0, self.outputs)?;
+            return hidden * joined.narrow(D::Minus1, self.outputs, self.outputs)?.gelu_erf()?;
+        }
+        let mut shape = joined.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.outputs;
+        }
+        let output = host::with_values(&joined, |joined| {
+            let mut output = vec![0.0f32; joined.len() / 2];
+            let rows = joined.par_chunks(2 * self.outputs).zip(output.par_chunks_mut(self.outputs));
+            rows.with_min_len(GATED_ROWS).for_each(|(joined, output)| {
+                let (hidden, gate) = joined.split_at(self.outputs);
+                gelu_gate(hidden, gate, output);
+            });
+            output
+        })?;
+        host::tensor(output, shape)
+    }
+}
+
+/// Rows of a gated map that one task takes at least.
+const GATED_ROWS: usize = 16;

@@ -18,5 +18,5 @@ mod product;
 pub(crate) use activation::Activation;
 pub(crate) use conv::{Conv2d, ConvExtras, Window};
 pub(crate) use feature_map::FeatureMap;
-pub(crate) use linear::Linear;
+pub(crate) use linear::{GatedLinear, Linear};
 pub(crate) use norm::{GroupNorm, LayerNorm};

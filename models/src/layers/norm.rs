@@ -7,7 +7,7 @@ use super::activation::Activation;
 use super::feature_map::{Extent, FeatureMap};
 use super::host;
 use super::isa::for_each_isa;
-use crate::weights::{Weights, WeightsError};
+use crate::weights::{Weights, WeightsResult};
 
 /// Pixels whose sums are taken together; fixed, so that the bits do not depend on threads.
 const CHUNK_PIXELS: usize = 256;
@@ -23,7 +23,7 @@ enum Affine {
 }
 
 impl Affine {
-    fn load(weights: &Weights, channels: usize) -> Result<Self, WeightsError> {
+    fn load(weights: &Weights, channels: usize) -> WeightsResult<Self> {
         if weights.on_host() {
             Ok(Self::Host { weight: weights.values("weight", &[channels])?, bias: weights.values("bias", &[channels])? })
         } else {
@@ -41,7 +41,7 @@ pub(crate) struct GroupNorm {
 
 impl GroupNorm {
     /// Reads `weight` and `bias`. `groups` must divide `channels`.
-    pub(crate) fn load(weights: &Weights, groups: usize, channels: usize, epsilon: f64) -> Result<Self, WeightsError> {
+    pub(crate) fn load(weights: &Weights, groups: usize, channels: usize, epsilon: f64) -> WeightsResult<Self> {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return Err(weights.unsuitable(format!("{channels} channels do not divide into {groups} groups")));
         }
@@ -197,7 +197,7 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     /// Reads `weight` and `bias`.
-    pub(crate) fn load(weights: &Weights, channels: usize, epsilon: f64) -> Result<Self, WeightsError> {
+    pub(crate) fn load(weights: &Weights, channels: usize, epsilon: f64) -> WeightsResult<Self> {
         Ok(Self { affine: Affine::load(weights, channels)?, epsilon })
     }
 

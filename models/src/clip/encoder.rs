@@ -1,0 +1,104 @@
+//! The transformer that CLIP's text and vision towers share.
+
+use candle_core::{Result, Tensor};
+use serde::Deserialize;
+
+use crate::layers::attention::{KeysValues, attend};
+use crate::layers::{Activation, LayerNorm, Linear};
+use crate::weights::{Weights, WeightsResult};
+
+/// The figures of a tower, as `config.json` names them.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct TowerConfig {
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    #[serde(default = "quick_gelu")]
+    pub(crate) hidden_act: String,
+    #[serde(default = "layer_norm_epsilon")]
+    pub(crate) layer_norm_eps: f64,
+}
+
+fn quick_gelu() -> String {
+    "quick_gelu".to_owned()
+}
+
+fn layer_norm_epsilon() -> f64 {
+    1e-5
+}
+
+/// A stack of pre-norm transformer layers.
+pub(crate) struct Encoder {
+    layers: Vec<Layer>,
+}
+
+struct Layer {
+    attention_norm: LayerNorm,
+    queries_keys_values: Linear,
+    attention_out: Linear,
+    mlp_norm: LayerNorm,
+    expand: Linear,
+    shrink: Linear,
+    activation: Activation,
+    heads: usize,
+    channels: usize,
+}
+
+/// What an [`Encoder`] gives.
+pub(crate) struct Encoded {
+    /// The output of the last layer, `[batch, tokens, channels]`.
+    pub(crate) last: Tensor,
+    /// The output of the layer before it, which is the input where there is one layer only.
+    pub(crate) penultimate: Tensor,
+}
+
+impl Encoder {
+    /// Reads `layers.N`.
+    pub(crate) fn load(weights: &Weights, config: &TowerConfig) -> WeightsResult<Self> {
+        let activation = Activation::from_name(&config.hidden_act)
+            .ok_or_else(|| weights.unsuitable(format!("`{}` is no activation that Argus knows", config.hidden_act)))?;
+        let (channels, heads) = (config.hidden_size, config.num_attention_heads);
+        if heads == 0 || !channels.is_multiple_of(heads) || config.num_hidden_layers == 0 {
+            return Err(weights.unsuitable(format!("{channels} channels, {heads} heads, {} layers make no transformer", config.num_hidden_layers)));
+        }
+        let layer = |index: usize| {
+            let weights = weights.at(format!("layers.{index}"));
+            let attention = weights.at("self_attn");
+            Ok(Layer {
+                attention_norm: LayerNorm::load(&weights.at("layer_norm1"), channels, config.layer_norm_eps)?,
+                queries_keys_values: Linear::load_joined(&["q_proj", "k_proj", "v_proj"].map(|name| attention.at(name)), channels, channels, true)?,
+                attention_out: Linear::load(&attention.at("out_proj"), channels, channels)?,
+                mlp_norm: LayerNorm::load(&weights.at("layer_norm2"), channels, config.layer_norm_eps)?,
+                expand: Linear::load(&weights.at("mlp.fc1"), channels, config.intermediate_size)?,
+                shrink: Linear::load(&weights.at("mlp.fc2"), config.intermediate_size, channels)?,
+                activation,
+                heads,
+                channels,
+            })
+        };
+        Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<WeightsResult<_>>()? })
+    }
+
+    /// Runs all layers on `[batch, tokens, channels]`.
+    pub(crate) fn forward(&self, input: Tensor, causal: bool) -> Result<Encoded> {
+        let mut penultimate = input.clone();
+        let mut last = input;
+        for layer in &self.layers {
+            penultimate = last;
+            last = layer.forward(&penultimate, causal)?;
+        }
+        Ok(Encoded { last, penultimate })
+    }
+}
+
+impl Layer {
+    fn forward(&self, input: &Tensor, causal: bool) -> Result<Tensor> {
+        let joined = self.queries_keys_values.forward(&self.attention_norm.forward(input)?)?;
+        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
+        let attended = attend(&joined, &keys_values, causal)?;
+        let middle = self.attention_out.forward_add(&attended, input)?;
+        let expanded = self.expand.forward_activated(&self.mlp_norm.forward(&middle)?, self.activation)?;
+        self.shrink.forward_add(&expanded, &middle)
+    }
+}

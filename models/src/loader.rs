@@ -1,0 +1,214 @@
+//! Opens the files of a model: embedded in the binary, or a folder in the layout of diffusers and
+//! transformers (`model_index.json`, one folder a part, each with `config.json` and safetensors).
+//!
+//! Invariant: nothing outside the folder is read, whatever its index files say, and every text file
+//! has a size limit.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::embedded::EmbeddedFile;
+use crate::tokenizer::TokenizerError;
+use crate::weights::{FileBytes, Weights, WeightsError};
+
+/// The largest `config.json`, in bytes.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The largest tokenizer or weight index file, in bytes; CLIP's `tokenizer.json` has 2.2 MB.
+pub const MAX_TABLE_BYTES: u64 = 16 << 20;
+/// The most files that one part's weights may be split into.
+pub const MAX_SHARDS: usize = 64;
+
+/// Why a model cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{model} has no {path}")]
+    MissingFile { model: String, path: String },
+    #[error("cannot read {path}: {source}")]
+    Unreadable { path: String, source: std::io::Error },
+    #[error("{path} has {bytes} bytes, more than the {limit} allowed")]
+    TooLarge { path: String, bytes: u64, limit: u64 },
+    #[error("{path} is not as expected: {detail}")]
+    Config { path: String, detail: String },
+    #[error("{path}: {detail} is not an architecture that Argus runs")]
+    UnknownArchitecture { path: String, detail: String },
+    #[error("{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read")]
+    MissingWeights { model: String, part: String },
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
+    #[error("cannot start {threads} threads: {detail}")]
+    Threads { threads: usize, detail: String },
+}
+
+/// A result of opening a model.
+pub(crate) type LoadResult<T> = Result<T, LoadError>;
+
+impl LoadError {
+    /// A stable label for metrics and programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::MissingFile { .. } => "missing_file",
+            Self::Unreadable { .. } => "unreadable",
+            Self::TooLarge { .. } => "file_too_large",
+            Self::Config { .. } => "bad_config",
+            Self::UnknownArchitecture { .. } => "unknown_architecture",
+            Self::MissingWeights { .. } => "missing_weights",
+            Self::Weights(error) => error.reason(),
+            Self::Tokenizer(_) => "bad_tokenizer",
+            Self::Device(error) => error.reason(),
+            Self::Threads { .. } => "threads",
+        }
+    }
+}
+
+impl From<candle_core::Error> for LoadError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Weights(WeightsError::Device(error))
+    }
+}
+
+/// The files of one model.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    name: String,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    Embedded(&'static [EmbeddedFile]),
+    Folder(PathBuf),
+}
+
+impl ModelFiles {
+    /// A folder on disk.
+    pub fn folder(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { name: path.display().to_string(), place: Place::Folder(path) }
+    }
+
+    /// A model in the binary.
+    pub(crate) fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
+        Self { name: format!("the embedded model {name}"), place: Place::Embedded(files) }
+    }
+
+    /// Where the files are, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether there is a file at this path inside the model.
+    pub(crate) fn contains(&self, path: &str) -> bool {
+        match &self.place {
+            Place::Embedded(files) => files.iter().any(|file| file.path == path),
+            Place::Folder(folder) => folder.join(path).is_file(),
+        }
+    }
+
+    /// Reads a small file.
+    pub(crate) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, LoadError> {
+        match &self.place {
+            Place::Embedded(files) => match files.iter().find(|file| file.path == path) {
+                Some(file) => Ok(file.bytes.to_vec()),
+                None => Err(self.missing(path)),
+            },
+            Place::Folder(folder) => self.read_from(&folder.join(path), path, limit),
+        }
+    }
+
+    fn read_from(&self, file: &Path, path: &str, limit: u64) -> Result<Vec<u8>, LoadError> {
+        use std::io::Read as _;
+        let shown = || format!("{}/{path}", self.name);
+        let unreadable = |source: std::io::Error| match source.kind() {
+            std::io::ErrorKind::NotFound => self.missing(path),
+            _ => LoadError::Unreadable { path: shown(), source },
+        };
+        let opened = std::fs::File::open(file).map_err(unreadable)?;
+        let bytes = opened.metadata().map_err(unreadable)?.len();
+        if bytes > limit {
+            return Err(LoadError::TooLarge { path: shown(), bytes, limit });
+        }
+        let mut content = Vec::new();
+        opened.take(limit).read_to_end(&mut content).map_err(unreadable)?;
+        Ok(content)
+    }
+
+    fn missing(&self, path: &str) -> LoadError {
+        LoadError::MissingFile { model: self.name.clone(), path: path.to_owned() }
+    }
+
+    /// Reads a JSON file.
+    pub(crate) fn config<T: DeserializeOwned>(&self, path: &str) -> Result<T, LoadError> {
+        let bytes = self.read(path, MAX_CONFIG_BYTES)?;
+        serde_json::from_slice(&bytes).map_err(|error| self.bad_config(path, error.to_string()))
+    }
+
+    /// An error about a config file.
+    pub(crate) fn bad_config(&self, path: &str, detail: impl Into<String>) -> LoadError {
+        LoadError::Config { path: format!("{}/{path}", self.name), detail: detail.into() }
+    }
+
+    /// An error about an architecture that is not known.
+    pub(crate) fn unknown(&self, path: &str, detail: impl Into<String>) -> LoadError {
+        LoadError::UnknownArchitecture { path: format!("{}/{path}", self.name), detail: detail.into() }
+    }
+
+    /// Opens the weights in a part's folder, or in the model's own where `part` is empty: one
+    /// file or several under an index, full precision before half if there are both.
+    pub(crate) fn weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
+        let inside = |file: &str| if part.is_empty() { file.to_owned() } else { format!("{part}/{file}") };
+        let label = format!("{}{}{part}", self.name, if part.is_empty() { "" } else { "/" });
+        for stem in ["diffusion_pytorch_model", "model"] {
+            for variant in ["", ".fp16"] {
+                let whole = inside(&format!("{stem}{variant}.safetensors"));
+                if self.contains(&whole) {
+                    return Ok(Weights::open(&label, vec![self.bytes(&whole)?], device, dtype)?);
+                }
+                let indices = [format!("{stem}.safetensors.index{variant}.json"), format!("{stem}{variant}.safetensors.index.json")];
+                for index in indices.map(|index| inside(&index)) {
+                    if self.contains(&index) {
+                        let shards = self.shards(&index)?;
+                        let files = shards.iter().map(|shard| self.bytes(&inside(shard))).collect::<Result<_, _>>()?;
+                        return Ok(Weights::open(&label, files, device, dtype)?);
+                    }
+                }
+            }
+        }
+        Err(LoadError::MissingWeights { model: self.name.clone(), part: part.to_owned() })
+    }
+
+    fn bytes(&self, path: &str) -> Result<FileBytes, LoadError> {
+        match &self.place {
+            Place::Embedded(files) => match files.iter().find(|file| file.path == path) {
+                Some(file) => Ok(FileBytes::Embedded(file.bytes)),
+                None => Err(self.missing(path)),
+            },
+            Place::Folder(folder) if folder.join(path).is_file() => Ok(FileBytes::map(&folder.join(path))?),
+            Place::Folder(_) => Err(self.missing(path)),
+        }
+    }
+
+    /// The files that a weight index names.
+    fn shards(&self, index: &str) -> Result<BTreeSet<String>, LoadError> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: std::collections::HashMap<String, String>,
+        }
+        let parsed: Index = serde_json::from_slice(&self.read(index, MAX_TABLE_BYTES)?).map_err(|error| self.bad_config(index, error.to_string()))?;
+        let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+        if shards.len() > MAX_SHARDS {
+            return Err(self.bad_config(index, format!("it names {} files, more than the {MAX_SHARDS} allowed", shards.len())));
+        }
+        match shards.iter().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref()) || !shard.ends_with(".safetensors")) {
+            Some(shard) => Err(self.bad_config(index, format!("`{shard}` is not the name of a safetensors file in the same folder"))),
+            None => Ok(shards),
+        }
+    }
+}
