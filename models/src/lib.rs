@@ -8,7 +8,6 @@ pub mod device;
 pub mod diffusion;
 pub mod elementary;
 mod embedded;
-pub mod features;
 mod layers;
 pub mod loader;
 pub mod noise;
