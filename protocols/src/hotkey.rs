@@ -50,6 +50,8 @@ pub struct Signature(pub [u8; 64]);
 pub enum HotkeyError {
     #[error("not an SS58 address: {0}")]
     Base58(String),
+    #[error("an SS58 hotkey has 48 characters, this has {0}")]
+    TooLong(usize),
     #[error("an SS58 hotkey has 35 bytes, this one has {0}")]
     Length(usize),
     #[error("SS58 prefix {0} is of another network; hotkeys have prefix 42 and start with 5")]
@@ -92,6 +94,10 @@ impl Hotkey {
 
     /// Checks a signature over the bytes as they are, as Bittensor's own tools make them.
     pub fn verify_raw(&self, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
+        // The neutral element is a well-formed key whose every signature anybody can make.
+        if self.0 == [0; 32] {
+            return Err(BadSignature);
+        }
         let key = PublicKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
         let signature =
             schnorrkel::Signature::from_bytes(&signature.0).map_err(|_| BadSignature)?;
@@ -132,7 +138,7 @@ impl FromStr for Hotkey {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // 35 bytes are at most 48 characters; anything longer is not worth decoding.
         if text.len() > 64 {
-            return Err(HotkeyError::Length(text.len()));
+            return Err(HotkeyError::TooLong(text.len()));
         }
         let bytes = bs58::decode(text)
             .into_vec()
@@ -181,13 +187,13 @@ impl<'de> serde::Deserialize<'de> for Signature {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         let mut bytes = [0; 64];
-        hex::decode_to_slice(text.trim_start_matches("0x"), &mut bytes)
-            .map_err(serde::de::Error::custom)?;
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        hex::decode_to_slice(digits, &mut bytes).map_err(serde::de::Error::custom)?;
         Ok(Self(bytes))
     }
 }
 
-/// A hotkey with its secret. Never printed, never serialised.
+/// A hotkey with its secret. Never printed, never serialised, erased from memory when dropped.
 pub struct HotkeyPair(Keypair);
 
 impl HotkeyPair {
@@ -201,15 +207,20 @@ impl HotkeyPair {
         Self(secret.expand_to_keypair(ExpansionMode::Ed25519))
     }
 
-    /// From the 64-byte expanded secret (`privateKey` of a wallet file).
+    /// From the 64-byte expanded secret (`privateKey` of a wallet file): the scalar in its canonical
+    /// form, then the nonce seed, as Substrate's `sp_core` writes it (not the Ed25519 form of polkadot-js).
     pub fn from_secret(secret: &[u8; 64]) -> Result<Self, HotkeyError> {
-        let secret = SecretKey::from_ed25519_bytes(secret).map_err(|_| HotkeyError::Secret)?;
-        Ok(Self(secret.to_keypair()))
+        let secret = SecretKey::from_bytes(secret).map_err(|_| HotkeyError::Secret)?;
+        let pair = secret.to_keypair();
+        if pair.public.to_bytes() == [0; 32] {
+            return Err(HotkeyError::Secret);
+        }
+        Ok(Self(pair))
     }
 
-    /// The 64-byte expanded secret, for writing a wallet file.
+    /// The 64-byte expanded secret, for writing a wallet file; the caller erases it.
     pub fn to_secret(&self) -> [u8; 64] {
-        self.0.secret.to_ed25519_bytes()
+        self.0.secret.to_bytes()
     }
 
     pub fn hotkey(&self) -> Hotkey {

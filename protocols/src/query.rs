@@ -8,10 +8,10 @@ use bincode::{Decode, Encode};
 use libp2p_identity::PeerId;
 
 use crate::{
-    codec::{self, CodecError},
+    codec::{self, CodecError, DecodeError, Decoder},
     hotkey::{BadSignature, Domain, Hotkey, HotkeyPair, Signature},
     limits,
-    task::TaskKind,
+    task::{Task, TaskKind},
 };
 
 /// The libp2p protocol name of query streams.
@@ -36,7 +36,7 @@ pub struct Deadlines {
 }
 
 /// What a validator asks, small enough to decide on admission before the body is read.
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct Open {
     pub id: QueryId,
     pub netuid: u16,
@@ -56,11 +56,62 @@ pub struct Open {
     pub body_hash: [u8; 32],
 }
 
+impl<Context> Decode<Context> for Open {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: Decode::decode(from)?,
+            netuid: Decode::decode(from)?,
+            validator: Decode::decode(from)?,
+            miner: Decode::decode(from)?,
+            validator_peer: codec::bytes(from, limits::PEER_ID, "validator's peer id")?,
+            miner_peer: codec::bytes(from, limits::PEER_ID, "miner's peer id")?,
+            issued_at_ms: Decode::decode(from)?,
+            deadlines: Decode::decode(from)?,
+            task: Decode::decode(from)?,
+            model: codec::model_id(from)?,
+            body_length: Decode::decode(from)?,
+            body_hash: Decode::decode(from)?,
+        })
+    }
+}
+
+impl Open {
+    /// The limits that a miner holds an open frame to; a validator checks them before it signs.
+    pub fn check(&self) -> Result<(), OpenError> {
+        if self.body_length == 0 || self.body_length as usize > limits::BODY {
+            return Err(OpenError::Body(self.body_length));
+        }
+        let Deadlines {
+            first_byte_ms,
+            idle_ms,
+            total_ms,
+        } = self.deadlines;
+        let possible = 1..=limits::DEADLINE_MS;
+        if [first_byte_ms, idle_ms, total_ms]
+            .iter()
+            .any(|ms| !possible.contains(ms))
+            || !codec::is_model_id(&self.model)
+        {
+            return Err(OpenError::Limits);
+        }
+        Ok(())
+    }
+}
+
 /// An open frame as it travels: the encoded [`Open`] and the validator's signature over it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct SignedOpen {
     pub open: Vec<u8>,
     pub signature: Signature,
+}
+
+impl<Context> Decode<Context> for SignedOpen {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            open: codec::bytes(from, limits::FRAME, "open")?,
+            signature: Decode::decode(from)?,
+        })
+    }
 }
 
 /// An open frame whose signature, peers, time and limits hold.
@@ -82,17 +133,51 @@ pub enum OpenError {
     Miner,
     #[error("the query was signed {0} ms from now, more than clocks may differ")]
     Stale(u64),
-    #[error("the body of {0} bytes is over the limit")]
+    #[error("the body of {0} bytes is empty or over the limit")]
     Body(u32),
-    #[error("the model id or a deadline is over its limit")]
+    #[error("the model id or a deadline is empty or over its limit")]
     Limits,
 }
 
+impl OpenError {
+    /// A stable label for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            OpenError::Codec(codec) => codec.reason(),
+            OpenError::Signature(_) => "signature",
+            OpenError::Peer => "other_peer",
+            OpenError::Miner => "other_hotkey",
+            OpenError::Stale(_) => "stale",
+            OpenError::Body(_) | OpenError::Limits => "limits",
+        }
+    }
+}
+
+/// The body that came is not the one that the open frame announced.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("the body has another length or hash than the open frame says")]
+    Hash,
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error("the body is of another task or model than the open frame says")]
+    Task,
+}
+
 impl SignedOpen {
+    /// Signs an open frame. [`Open::check`] says whether a miner will take it.
     pub fn sign(open: &Open, pair: &HotkeyPair) -> Self {
         let open = codec::encode(open);
         let signature = pair.sign(Domain::Open, &open);
         Self { open, signature }
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<Self, { limits::FRAME }>(bytes)
     }
 
     /// What a receipt will name: BLAKE3 of the encoded [`Open`].
@@ -109,12 +194,7 @@ impl SignedOpen {
         now_ms: u64,
     ) -> Result<VerifiedOpen, OpenError> {
         let open: Open = codec::decode::<Open, { limits::FRAME }>(&self.open)?;
-        if open.body_length as usize > limits::BODY {
-            return Err(OpenError::Body(open.body_length));
-        }
-        if open.model.len() > limits::MODEL_ID || open.deadlines.total_ms > limits::DEADLINE_MS {
-            return Err(OpenError::Limits);
-        }
+        open.check()?;
         if open.validator_peer != from.to_bytes() || open.miner_peer != to.to_bytes() {
             return Err(OpenError::Peer);
         }
@@ -142,6 +222,25 @@ impl VerifiedOpen {
     pub fn task(&self) -> Option<TaskKind> {
         TaskKind::from_code(self.open.task)
     }
+
+    /// Decodes the body that came, if it is the one that was announced and signed for.
+    pub fn read_task(&self, body: &[u8]) -> Result<Task, BodyError> {
+        if body.len() != self.open.body_length as usize || blake3::hash(body) != self.open.body_hash
+        {
+            return Err(BodyError::Hash);
+        }
+        let task = Task::from_bytes(body)?;
+        if task.kind().code() != self.open.task || task.model() != self.open.model {
+            return Err(BodyError::Task);
+        }
+        Ok(task)
+    }
+
+    /// When the answer is no longer wanted: Unix milliseconds of the validator's clock.
+    pub fn expires_at_ms(&self) -> u64 {
+        let total = u64::from(self.open.deadlines.total_ms);
+        self.open.issued_at_ms.saturating_add(total)
+    }
 }
 
 impl std::ops::Deref for VerifiedOpen {
@@ -158,10 +257,29 @@ pub struct Accepted {
     pub queue_position: u32,
 }
 
+impl Accepted {
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<Self, { limits::FRAME }>(bytes)
+    }
+}
+
+/// The work has done `step` of `of` steps: 1 ≤ `step` ≤ `of`, never falling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Progress {
     pub step: u32,
     pub of: u32,
+}
+
+impl Progress {
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let progress: Self = codec::decode::<Self, { limits::FRAME }>(bytes)?;
+        if !(1..=progress.of).contains(&progress.step) {
+            return Err(CodecError::Malformed(
+                "a progress step beyond the last, or before the first".into(),
+            ));
+        }
+        Ok(progress)
+    }
 }
 
 /// Why a query was not answered: something a program can act on.
@@ -241,8 +359,15 @@ impl Rejection {
         }
     }
 
+    fn has_retry(reason: Reason) -> bool {
+        reason == Reason::Busy
+    }
+
     pub fn to_bytes(self) -> [u8; Self::LENGTH] {
-        let retry = self.retry_after_ms.to_le_bytes();
+        let retry = match Self::has_retry(self.reason) {
+            true => self.retry_after_ms.to_le_bytes(),
+            false => [0; 4],
+        };
         [self.reason as u8, retry[0], retry[1], retry[2], retry[3]]
     }
 
@@ -254,9 +379,13 @@ impl Rejection {
             .into_iter()
             .find(|r| *r as u8 == bytes[0])
             .ok_or_else(|| CodecError::Malformed(format!("unknown reason {}", bytes[0])))?;
+        let retry_after_ms = u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]);
+        if retry_after_ms != 0 && !Self::has_retry(reason) {
+            return Err(CodecError::NotCanonical);
+        }
         Ok(Self {
             reason,
-            retry_after_ms: u32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]),
+            retry_after_ms,
         })
     }
 }
@@ -279,6 +408,9 @@ impl ResultHeader {
                 length: header.body_length as usize,
                 limit: limits::BODY,
             });
+        }
+        if header.body_length == 0 {
+            return Err(CodecError::Malformed("an answer without a body".into()));
         }
         Ok(header)
     }

@@ -5,13 +5,13 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    codec::{self, CodecError},
+    codec::{self, CodecError, DecodeError, Decoder},
     hotkey::{BadSignature, Domain, Hotkey, HotkeyPair, Signature},
     limits,
     query::{Open, QueryId},
 };
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, serde::Serialize)]
 pub struct Receipt {
     #[serde(serialize_with = "hex_bytes")]
     pub id: QueryId,
@@ -31,6 +31,36 @@ pub struct Receipt {
     pub finished_at_ms: u64,
 }
 
+impl<Context> Decode<Context> for Receipt {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            id: Decode::decode(from)?,
+            netuid: Decode::decode(from)?,
+            validator: Decode::decode(from)?,
+            miner: Decode::decode(from)?,
+            task: Decode::decode(from)?,
+            model: codec::model_id(from)?,
+            request_hash: Decode::decode(from)?,
+            response_hash: Decode::decode(from)?,
+            accepted_at_ms: Decode::decode(from)?,
+            finished_at_ms: Decode::decode(from)?,
+        })
+    }
+}
+
+impl Receipt {
+    /// A miner takes a query only when its clock is within the skew of the issue, and works on it for
+    /// the total deadline at most.
+    fn within_times_of(&self, open: &Open) -> bool {
+        let earliest = open.issued_at_ms.saturating_sub(limits::CLOCK_SKEW_MS);
+        let latest = open
+            .issued_at_ms
+            .saturating_add(limits::CLOCK_SKEW_MS)
+            .saturating_add(u64::from(open.deadlines.total_ms));
+        earliest <= self.accepted_at_ms && self.finished_at_ms <= latest
+    }
+}
+
 impl AsRef<[u8]> for QueryId {
     fn as_ref(&self) -> &[u8] {
         &self.0
@@ -44,10 +74,20 @@ fn hex_bytes<T: AsRef<[u8]>, S: serde::Serializer>(
     serializer.serialize_str(&hex::encode(bytes.as_ref()))
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// A receipt as it travels: the encoded [`Receipt`] and the miner's signature over it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct SignedReceipt {
     pub receipt: Vec<u8>,
     pub signature: Signature,
+}
+
+impl<Context> Decode<Context> for SignedReceipt {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            receipt: codec::bytes(from, limits::FRAME, "receipt")?,
+            signature: Decode::decode(from)?,
+        })
+    }
 }
 
 /// A receipt that holds for one request and one response.
@@ -65,6 +105,20 @@ pub enum ReceiptError {
     Signature(#[from] BadSignature),
     #[error("the receipt is for another {0}")]
     Mismatch(&'static str),
+    #[error("the receipt says that the work ended before it was accepted")]
+    Times,
+}
+
+impl ReceiptError {
+    /// A stable label for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            ReceiptError::Codec(codec) => codec.reason(),
+            ReceiptError::Signature(_) => "signature",
+            ReceiptError::Mismatch(_) => "mismatch",
+            ReceiptError::Times => "times",
+        }
+    }
 }
 
 impl SignedReceipt {
@@ -74,7 +128,16 @@ impl SignedReceipt {
         Self { receipt, signature }
     }
 
-    /// Checks the receipt against the query that was sent and the answer that came.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        codec::encode(self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode::<Self, { limits::FRAME }>(bytes)
+    }
+
+    /// Checks the receipt against the query that was sent and the answer that came. Its times must lie
+    /// where a miner whose clock took the query can have put them.
     pub fn verify(
         self,
         open: &Open,
@@ -96,7 +159,7 @@ impl SignedReceipt {
             ),
             ("request", receipt.request_hash == request_hash),
             ("response", receipt.response_hash == response_hash),
-            ("time", receipt.accepted_at_ms <= receipt.finished_at_ms),
+            ("time", receipt.within_times_of(open)),
         ];
         match mismatch.iter().find(|(_, holds)| !holds) {
             Some((what, _)) => Err(ReceiptError::Mismatch(what)),
@@ -107,6 +170,9 @@ impl SignedReceipt {
     /// Checks the signature by the miner that the receipt itself names, for receipts out of a store.
     pub fn verify_alone(self) -> Result<VerifiedReceipt, ReceiptError> {
         let receipt: Receipt = codec::decode::<Receipt, { limits::FRAME }>(&self.receipt)?;
+        if receipt.accepted_at_ms > receipt.finished_at_ms {
+            return Err(ReceiptError::Times);
+        }
         receipt
             .miner
             .verify(Domain::Receipt, &self.receipt, &self.signature)?;

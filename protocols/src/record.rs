@@ -1,14 +1,15 @@
 //! Hotkey records: the signed binding of a hotkey to a peer id, its addresses and what it serves.
 //!
 //! They live in the Kademlia DHT under [`key`]. A node stores one only if the signature holds, the key
-//! matches and the sequence is newer; a reader checks again.
+//! matches and the sequence is newer; a reader checks again. A [`VerifiedRecord`] keeps to every limit of
+//! [`crate::limits`], names a well-formed peer and addresses that end at this peer if they name one.
 
 use bincode::{Decode, Encode};
 use libp2p_identity::PeerId;
-use multiaddr::Multiaddr;
+use multiaddr::{Multiaddr, Protocol};
 
 use crate::{
-    codec::{self, CodecError},
+    codec::{self, CodecError, DecodeError, Decoder},
     hotkey::{BadSignature, Domain, Hotkey, HotkeyPair, Signature},
     limits,
 };
@@ -37,15 +38,26 @@ pub enum Role {
 }
 
 /// One model that a miner serves, published only after a warm-up job.
-#[derive(Clone, Debug, PartialEq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Encode, serde::Serialize, serde::Deserialize)]
 pub struct Capability {
     pub model: String,
-    /// Codes of [`crate::TaskKind`].
+    /// Codes of [`crate::TaskKind`]; codes that a reader does not know are left alone.
     pub tasks: Vec<u16>,
-    /// Measured at warm-up, for one query at a time.
+    /// Measured at warm-up, for one query at a time; finite and not negative.
     pub work_units_per_second: f32,
     /// Queries at once.
     pub concurrency: u16,
+}
+
+impl<Context> Decode<Context> for Capability {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            model: codec::model_id(from)?,
+            tasks: codec::list(from, limits::CAPABILITY_TASKS, "tasks", Decode::decode)?,
+            work_units_per_second: codec::finite(from, "work units per second")?,
+            concurrency: Decode::decode(from)?,
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -71,7 +83,7 @@ fn as_text<T: std::fmt::Display, S: serde::Serializer>(
 }
 
 /// The encoded form of [`Record`]: peer ids and addresses as their own binary forms.
-#[derive(Encode, Decode)]
+#[derive(Encode)]
 struct Wire {
     hotkey: Hotkey,
     peer: Vec<u8>,
@@ -83,10 +95,42 @@ struct Wire {
     expires_at_ms: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+impl<Context> Decode<Context> for Wire {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            hotkey: Decode::decode(from)?,
+            peer: codec::bytes(from, limits::PEER_ID, "peer id")?,
+            addresses: codec::list(from, limits::RECORD_ADDRESSES, "addresses", |from| {
+                codec::bytes(from, limits::ADDRESS, "address")
+            })?,
+            role: Decode::decode(from)?,
+            netuid: Decode::decode(from)?,
+            capabilities: codec::list(
+                from,
+                limits::RECORD_CAPABILITIES,
+                "capabilities",
+                Decode::decode,
+            )?,
+            sequence: Decode::decode(from)?,
+            expires_at_ms: Decode::decode(from)?,
+        })
+    }
+}
+
+/// A record as it travels: the encoded [`Record`] and the hotkey's signature over it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub struct SignedRecord {
     pub record: Vec<u8>,
     pub signature: Signature,
+}
+
+impl<Context> Decode<Context> for SignedRecord {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self {
+            record: codec::bytes(from, limits::RECORD, "record")?,
+            signature: Decode::decode(from)?,
+        })
+    }
 }
 
 /// A record whose signature, limits and expiry hold.
@@ -106,8 +150,8 @@ pub enum RecordError {
     Peer(String),
     #[error("not an address: {0}")]
     Address(String),
-    #[error("too many {0}")]
-    TooMany(&'static str),
+    #[error("the work units per second of a capability are negative")]
+    Speed,
     #[error("the record is of another hotkey")]
     OtherHotkey,
     #[error("the record has expired")]
@@ -120,14 +164,55 @@ impl RecordError {
     /// A stable label for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            RecordError::Codec(_) | RecordError::Peer(_) | RecordError::Address(_) => "malformed",
+            RecordError::Codec(codec) => codec.reason(),
+            RecordError::Peer(_) | RecordError::Address(_) | RecordError::Speed => "malformed",
             RecordError::Signature(_) => "signature",
-            RecordError::TooMany(_) => "limits",
             RecordError::OtherHotkey => "other_hotkey",
             RecordError::Expired => "expired",
             RecordError::Future => "future",
         }
     }
+}
+
+impl Record {
+    fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
+        let wire: Wire = codec::decode::<Wire, { limits::RECORD }>(bytes)?;
+        let peer = PeerId::from_bytes(&wire.peer).map_err(|e| RecordError::Peer(e.to_string()))?;
+        let addresses = wire
+            .addresses
+            .into_iter()
+            .map(|bytes| address(bytes, &peer))
+            .collect::<Result<_, _>>()?;
+        // `-0` is not negative by comparison, but prints as if it were.
+        if (wire.capabilities.iter()).any(|c| c.work_units_per_second.is_sign_negative()) {
+            return Err(RecordError::Speed);
+        }
+        Ok(Self {
+            hotkey: wire.hotkey,
+            peer,
+            addresses,
+            role: wire.role,
+            netuid: wire.netuid,
+            capabilities: wire.capabilities,
+            sequence: wire.sequence,
+            expires_at_ms: wire.expires_at_ms,
+        })
+    }
+}
+
+/// An address that, if it says at its end which peer is there, says this one.
+fn address(bytes: Vec<u8>, peer: &PeerId) -> Result<Multiaddr, RecordError> {
+    let address = Multiaddr::try_from(bytes).map_err(|e| RecordError::Address(e.to_string()))?;
+    let wrong = match address.iter().last() {
+        None => "it is empty",
+        Some(Protocol::P2p(other)) if other != *peer => "it ends at another peer",
+        // A DNS name may hold any text; this one would be shown in terminals.
+        _ if !address.to_string().bytes().all(|c| c.is_ascii_graphic()) => {
+            "it has characters that are not printable ASCII"
+        }
+        _ => return Ok(address),
+    };
+    Err(RecordError::Address(wrong.into()))
 }
 
 impl SignedRecord {
@@ -136,7 +221,6 @@ impl SignedRecord {
         if record.hotkey != pair.hotkey() {
             return Err(RecordError::OtherHotkey);
         }
-        check_counts(record.addresses.len(), &record.capabilities)?;
         let wire = Wire {
             hotkey: record.hotkey,
             peer: record.peer.to_bytes(),
@@ -148,6 +232,8 @@ impl SignedRecord {
             expires_at_ms: record.expires_at_ms,
         };
         let record = codec::encode(&wire);
+        // What a reader will hold it to.
+        Record::from_bytes(&record)?;
         let signature = pair.sign(Domain::Record, &record);
         let signed = Self { record, signature };
         let length = signed.to_bytes().len();
@@ -171,56 +257,24 @@ impl SignedRecord {
 
     /// Checks limits, expiry and signature. `now_ms` is Unix time.
     pub fn verify(self, now_ms: u64) -> Result<VerifiedRecord, RecordError> {
-        let wire: Wire = codec::decode::<Wire, { limits::RECORD }>(&self.record)?;
-        check_counts(wire.addresses.len(), &wire.capabilities)?;
-        if wire.expires_at_ms <= now_ms {
+        let record = Record::from_bytes(&self.record)?;
+        if record.expires_at_ms <= now_ms {
             return Err(RecordError::Expired);
         }
         let horizon = now_ms.saturating_add(limits::CLOCK_SKEW_MS);
-        if wire.expires_at_ms > horizon.saturating_add(limits::RECORD_LIFETIME_MS)
-            || wire.sequence > horizon
+        if record.expires_at_ms > horizon.saturating_add(limits::RECORD_LIFETIME_MS)
+            || record.sequence > horizon
         {
             return Err(RecordError::Future);
         }
-        let peer = PeerId::from_bytes(&wire.peer).map_err(|e| RecordError::Peer(e.to_string()))?;
-        let addresses = wire
-            .addresses
-            .into_iter()
-            .map(|a| Multiaddr::try_from(a).map_err(|e| RecordError::Address(e.to_string())))
-            .collect::<Result<_, _>>()?;
-        wire.hotkey
+        record
+            .hotkey
             .verify(Domain::Record, &self.record, &self.signature)?;
-        let record = Record {
-            hotkey: wire.hotkey,
-            peer,
-            addresses,
-            role: wire.role,
-            netuid: wire.netuid,
-            capabilities: wire.capabilities,
-            sequence: wire.sequence,
-            expires_at_ms: wire.expires_at_ms,
-        };
         Ok(VerifiedRecord {
             record,
             signed: self,
         })
     }
-}
-
-fn check_counts(addresses: usize, capabilities: &[Capability]) -> Result<(), RecordError> {
-    if addresses > limits::RECORD_ADDRESSES {
-        return Err(RecordError::TooMany("addresses"));
-    }
-    if capabilities.len() > limits::RECORD_CAPABILITIES {
-        return Err(RecordError::TooMany("capabilities"));
-    }
-    let long = |c: &Capability| {
-        c.model.len() > limits::MODEL_ID || c.tasks.len() > limits::CAPABILITY_TASKS
-    };
-    if capabilities.iter().any(long) {
-        return Err(RecordError::TooMany("tasks or characters in a capability"));
-    }
-    Ok(())
 }
 
 impl VerifiedRecord {
