@@ -7,5 +7,6 @@ pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod gateway;
+pub mod identity;
 pub mod net;
 pub mod store;
