@@ -3,39 +3,47 @@
 //! Each part of the node owns its section's type. A key that nobody knows is refused with its line and
 //! the name that was probably meant, since a setting that is silently ignored costs an operator days.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{chain, gateway, miner, net, validator};
+use crate::{chain, identity::Wallet, net};
 
 /// Everything a node can be told.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where the node keeps its key, database and address book. Default: `~/.argus/<role>`.
     pub data_dir: Option<PathBuf>,
     /// The subnet.
     pub netuid: Option<u16>,
+    /// Loopback address of `/status` and `/metrics`; port 0 takes a free one.
+    pub admin_listen: SocketAddr,
+    /// A validator without API.
+    pub no_api: bool,
+    /// Which hotkey the node acts for.
     pub wallet: Wallet,
     pub net: net::Settings,
     pub chain: chain::Settings,
     pub engine: Engine,
-    pub miner: miner::Settings,
-    pub validator: validator::Settings,
-    pub gateway: gateway::Settings,
 }
 
-/// Which hotkey the node acts for.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Wallet {
-    /// Folder of wallets. Default: `~/.bittensor/wallets`.
-    pub path: Option<PathBuf>,
-    /// Default: `default`.
-    pub name: Option<String>,
-    /// Default: `default`.
-    pub hotkey: Option<String>,
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            netuid: None,
+            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            no_api: false,
+            wallet: Wallet::default(),
+            net: net::Settings::default(),
+            chain: chain::Settings::default(),
+            engine: Engine::default(),
+        }
+    }
 }
 
 /// What runs the models.
@@ -72,17 +80,28 @@ impl Default for Engine {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path}: {message}{suggestion}")]
-    Parse { path: PathBuf, message: String, suggestion: String },
+    Parse {
+        path: PathBuf,
+        message: String,
+        suggestion: String,
+    },
 }
 
 impl Config {
     /// Reads a file; without one, the defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let Some(path) = path else {
+            return Ok(Self::default());
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, path)
     }
 
@@ -113,7 +132,9 @@ mod tests {
     use super::*;
 
     fn refuse(text: &str) -> String {
-        Config::parse(text, Path::new("argus.toml")).unwrap_err().to_string()
+        Config::parse(text, Path::new("argus.toml"))
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]

@@ -5,8 +5,12 @@
 
 pub mod chain;
 pub mod cli;
+pub mod client;
 pub mod clock;
+pub mod config;
+pub mod devnet;
 pub mod gateway;
 pub mod identity;
 pub mod net;
+pub mod node;
 pub mod store;

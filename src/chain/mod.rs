@@ -127,7 +127,9 @@ impl<'de> Deserialize<'de> for Hash {
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
-    #[error("cannot reach the chain at {endpoint} ({detail}): is it running, is the address right?")]
+    #[error(
+        "cannot reach the chain at {endpoint} ({detail}): is it running, is the address right?"
+    )]
     Unreachable { endpoint: String, detail: String },
     #[error("the chain at {endpoint} did not answer within {waited:?}")]
     TimedOut { endpoint: String, waited: Duration },

@@ -3,6 +3,19 @@
 //! Every answer has `--json`; a failure prints what went wrong and what to do, and exits non-zero.
 //! Settings come from the configuration file, then `ARGUS_*` environment variables, then flags.
 
+mod devnet;
+mod generate;
+mod light;
+mod logging;
+mod lookup;
+mod miner;
+mod options;
+mod query;
+mod ready;
+mod relay;
+mod status;
+mod validator;
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -19,12 +32,30 @@ pub struct Cli {
     /// Print answers as JSON (long-running commands: one JSON object a line).
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    log: logging::LogOptions,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run models for validators.
+    Miner(miner::Args),
+    /// Score miners, write weights, sell the miners' work.
+    Validator(validator::Args),
+    /// Run a public node: bootstrap, reachability tests, relaying.
+    Relay(relay::Args),
+    /// Run a whole network on this machine.
+    Devnet(devnet::Args),
+    /// A hotkey's verified record, and whether its node can be reached.
+    Lookup(lookup::Args),
+    /// Ask a miner directly over the overlay.
+    Query(query::Args),
+    /// Make a picture through a validator's API.
+    Generate(generate::Args),
+    /// What a running node of this machine sees: peers, addresses, reachability, work.
+    Status(status::Args),
     /// Print a completion script for a shell, to be sourced.
     Completions { shell: clap_complete::Shell },
 }
@@ -50,10 +81,26 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    cli.log.start()?;
     match cli.command {
+        Command::Miner(args) => block_on(miner::run(args, cli.json)),
+        Command::Validator(args) => block_on(validator::run(args, cli.json)),
+        Command::Relay(args) => block_on(relay::run(args, cli.json)),
+        Command::Devnet(args) => block_on(devnet::run(args, cli.json)),
+        Command::Lookup(args) => block_on(lookup::run(args, cli.json)),
+        Command::Query(args) => block_on(query::run(args, cli.json)),
+        Command::Generate(args) => block_on(generate::run(args, cli.json)),
+        Command::Status(args) => block_on(status::run(args, cli.json)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "argus", &mut std::io::stdout());
             Ok(())
         }
     }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }

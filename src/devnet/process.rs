@@ -34,15 +34,26 @@ pub enum ProcessError {
     #[error("cannot start {name}: {source}")]
     Spawn { name: String, source: io::Error },
     #[error("{name} was not ready within {seconds} s; its log is {log}\n{tail}")]
-    NotReady { name: String, seconds: u64, log: String, tail: String },
+    NotReady {
+        name: String,
+        seconds: u64,
+        log: String,
+        tail: String,
+    },
     #[error("{name} ended before it was ready; its log is {log}\n{tail}")]
-    Ended { name: String, log: String, tail: String },
+    Ended {
+        name: String,
+        log: String,
+        tail: String,
+    },
 }
 
 /// What to run: a subcommand of this binary.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub name: String,
+    /// The `argus` binary: this one, or the one that a test names.
+    pub binary: PathBuf,
     pub arguments: Vec<String>,
     pub log: PathBuf,
 }
@@ -62,7 +73,12 @@ impl Process {
         let stop = CancellationToken::new();
         let child = spawn(&spec)?;
         let supervisor = tokio::spawn(supervise(spec.clone(), child, ready_out, stop.clone()));
-        Ok(Self { spec, ready, stop, supervisor })
+        Ok(Self {
+            spec,
+            ready,
+            stop,
+            supervisor,
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -72,12 +88,20 @@ impl Process {
     /// Waits for the child's `ready` line and returns it.
     pub async fn ready(&mut self, within: Duration) -> Result<Value, ProcessError> {
         let waiting = timeout(within, self.ready.wait_for(Option::is_some)).await;
-        let (name, log, tail) =
-            (self.spec.name.clone(), self.spec.log.display().to_string(), tail(&self.spec.log));
+        let (name, log, tail) = (
+            self.spec.name.clone(),
+            self.spec.log.display().to_string(),
+            tail(&self.spec.log),
+        );
         match waiting {
             Ok(Ok(line)) => Ok(line.clone().expect("waited for a line")),
             Ok(Err(_)) => Err(ProcessError::Ended { name, log, tail }),
-            Err(_) => Err(ProcessError::NotReady { name, seconds: within.as_secs(), log, tail }),
+            Err(_) => Err(ProcessError::NotReady {
+                name,
+                seconds: within.as_secs(),
+                log,
+                tail,
+            }),
         }
     }
 
@@ -89,9 +113,16 @@ impl Process {
 }
 
 fn spawn(spec: &Spec) -> Result<Child, ProcessError> {
-    let fail = |source| ProcessError::Spawn { name: spec.name.clone(), source };
-    let log = OpenOptions::new().create(true).append(true).open(&spec.log).map_err(fail)?;
-    let mut command = Command::new(std::env::current_exe().map_err(fail)?);
+    let fail = |source| ProcessError::Spawn {
+        name: spec.name.clone(),
+        source,
+    };
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&spec.log)
+        .map_err(fail)?;
+    let mut command = Command::new(&spec.binary);
     command
         .args(&spec.arguments)
         .stdin(Stdio::null())
@@ -155,11 +186,16 @@ async fn supervise(
 }
 
 /// Reads the child's lines until it ends.
-async fn run(child: &mut Child, ready: &watch::Sender<Option<Value>>) -> io::Result<std::process::ExitStatus> {
+async fn run(
+    child: &mut Child,
+    ready: &watch::Sender<Option<Value>>,
+) -> io::Result<std::process::ExitStatus> {
     if let Some(stdout) = child.stdout.take() {
         let mut lines = BufReader::new(stdout).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            let Ok(value) = serde_json::from_str::<Value>(&line) else { continue };
+            let Ok(value) = serde_json::from_str::<Value>(&line) else {
+                continue;
+            };
             if value["event"] == "ready" {
                 ready.send_replace(Some(value));
             }

@@ -282,18 +282,41 @@ fn prefixed(bytes: &[u8]) -> Zeroizing<String> {
 }
 
 /// The JSON of a key file. Fields that are not known are left alone, as bittensor-wallet does.
+/// Secrets in JSON, erased from memory after use. (Zeroize's own serde feature would do the same, at the
+/// price of another build of everything that uses zeroize.)
+mod secret_text {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use zeroize::Zeroizing;
+
+    pub(super) fn serialize<S: Serializer>(
+        secret: &Option<Zeroizing<String>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        secret
+            .as_ref()
+            .map(|text| text.as_str())
+            .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Zeroizing<String>>, D::Error> {
+        Ok(Option::<String>::deserialize(deserializer)?.map(Zeroizing::new))
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct KeyFile {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
     private_key: Option<Zeroizing<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     account_id: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
     secret_phrase: Option<Zeroizing<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
     secret_seed: Option<Zeroizing<String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ss58_address: Option<String>,

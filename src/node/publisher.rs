@@ -3,9 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use argus_protocols::{
-    Capability, HotkeyPair, Multiaddr, PeerId, Record, Role, SignedRecord, limits,
-};
+use argus_protocols::{Capability, HotkeyPair, Multiaddr, Record, Role, SignedRecord, limits};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +20,6 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct Publisher {
     pub handle: net::Handle,
     pub pair: Arc<HotkeyPair>,
-    pub peer: PeerId,
     pub role: Role,
     pub netuid: u16,
     pub addresses: watch::Receiver<Vec<Multiaddr>>,
@@ -58,7 +55,7 @@ impl Publisher {
         let now = unix_ms();
         let record = Record {
             hotkey: self.pair.hotkey(),
-            peer: self.peer,
+            peer: self.handle.peer(),
             addresses,
             role: self.role,
             netuid: self.netuid,
@@ -68,7 +65,11 @@ impl Publisher {
         };
         let signed = SignedRecord::sign(&record, &self.pair)?;
         self.handle.publish(signed).await?;
-        tracing::info!(addresses = record.addresses.len(), models = record.capabilities.len(), "published the hotkey record");
+        tracing::info!(
+            addresses = record.addresses.len(),
+            models = record.capabilities.len(),
+            "published the hotkey record"
+        );
         Ok(())
     }
 }

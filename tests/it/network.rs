@@ -1,0 +1,124 @@
+//! Whole networks of real processes: what the README promises, and what happens when nodes are killed or
+//! cheat.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use argus::{
+    client::{Client, ClientError, Request},
+    devnet::{Devnet, Options, PRESET, demo},
+    node::{AdminClient, DataFolder},
+};
+use argus_protocols::Hotkey;
+use serde_json::Value;
+
+mod by_hand;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_argus");
+
+fn options(dir: &Path, miners: &[&[&str]], config: &str) -> Options {
+    Options {
+        binary: BINARY.into(),
+        dir: dir.to_owned(),
+        validators: 1,
+        miners: miners.iter().map(|extra| extra.iter().map(|&a| a.to_owned()).collect()).collect(),
+        config: config.to_owned(),
+        block_ms: 250,
+        tempo: 8,
+        api: "127.0.0.1:0".into(),
+    }
+}
+
+async fn start(options: Options) -> Devnet {
+    let dir = options.dir.clone();
+    Devnet::start(options, |step| eprintln!("{step}"))
+        .await
+        .unwrap_or_else(|error| panic!("{error}\nlogs are in {}", dir.display()))
+}
+
+/// `/status` of a node's folder.
+async fn status(dir: &Path) -> Value {
+    AdminClient::open(&DataFolder::at(dir)).unwrap().status().await.unwrap()
+}
+
+/// Polls until `done` gives something; fails with what it saw last.
+async fn wait_for<T>(
+    what: &str,
+    within: Duration,
+    dir: &Path,
+    mut done: impl FnMut(&Value) -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        let seen = status(dir).await;
+        if let Some(found) = done(&seen["work"]) {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {within:?}; last seen: {:#}", seen["work"]);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn miner<'a>(work: &'a Value, hotkey: &Hotkey) -> Option<&'a Value> {
+    let hotkey = hotkey.to_string();
+    work["miners"].as_array()?.iter().find(|miner| miner["hotkey"] == hotkey.as_str())
+}
+
+/// A prompt comes back as a picture, and honest miners all get weight and incentive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_makes_pictures_and_pays_its_miners() {
+    let dir = tempfile::tempdir().unwrap();
+    let net = start(options(dir.path(), &[&[], &[]], PRESET)).await;
+    let key = net.key("test").await.unwrap();
+    let file = dir.path().join("demo.png");
+    let mut steps = Vec::new();
+    demo::picture(&net, &key, "a red apple", &file, |progress| steps.push(progress)).await.unwrap();
+    let picture = image::open(&file).unwrap();
+    assert_eq!((picture.width(), picture.height()), (64, 64));
+    assert!(!steps.is_empty() && steps.iter().all(|p| p.step <= p.of), "{steps:?}");
+    let lines = demo::weights(&net, |_| {}).await.unwrap();
+    let miners = lines.iter().filter(|line| line.name.starts_with("miner"));
+    assert_eq!(miners.filter(|line| line.incentive > 0.0).count(), 2, "{}", demo::table(&lines));
+    net.stop().await;
+}
+
+/// Noise, a cached picture of another seed, fewer steps: each ends below every honest miner after the first
+/// full period.
+#[cfg(feature = "adversary")]
+#[tokio::test(flavor = "multi_thread")]
+async fn cheats_end_below_every_honest_miner() {
+    const CHEATS: [&str; 3] = ["noise", "cached", "fewer-steps"];
+    let dir = tempfile::tempdir().unwrap();
+    let dishonest: Vec<[&str; 2]> = CHEATS.iter().map(|kind| ["--dishonest", kind]).collect();
+    let miners: Vec<&[&str]> =
+        [&[][..], &[]].into_iter().chain(dishonest.iter().map(|args| &args[..])).collect();
+    let config = PRESET.replace("seconds = 20", "seconds = 25");
+    assert_ne!(config, PRESET);
+    let net = start(options(dir.path(), &miners, &config)).await;
+    let validator = &net.validators[0].dir;
+    let first = wait_for("period", Duration::from_secs(60), validator, |work| {
+        work["period"]["number"].as_u64()
+    })
+    .await;
+    // The running period is a part of one: the next is the first full one, and it has to be over.
+    let scores: Vec<f64> = wait_for("scores after a full period", Duration::from_secs(180), validator, |work| {
+        if work["period"]["number"].as_u64()? < first + 2 {
+            return None;
+        }
+        net.miners.iter().map(|m| miner(work, &m.hotkey)?["score"].as_f64()).collect()
+    })
+    .await;
+    let (honest, cheats) = scores.split_at(2);
+    let worst = honest.iter().copied().fold(f64::INFINITY, f64::min);
+    for (kind, score) in CHEATS.iter().zip(cheats) {
+        assert!(*score < worst, "{kind} has {score}, honest miners have {honest:?}");
+    }
+    net.stop().await;
+}
+
+async fn picture(api: &str, key: &str, request: &Request) -> Result<Vec<u8>, ClientError> {
+    let client = Client::new(api, Some(key.to_owned()));
+    client.generate(request, |_| {}).await.map(|generated| generated.png)
+}
