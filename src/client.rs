@@ -58,15 +58,8 @@ pub struct Client {
 impl Client {
     /// `base` is e.g. `http://127.0.0.1:8080`.
     pub fn new(base: &str, key: Option<String>) -> Self {
-        let http = reqwest::Client::builder()
-            .read_timeout(IDLE)
-            .build()
-            .expect("no TLS to set up");
-        Self {
-            base: base.trim_end_matches('/').to_owned(),
-            key,
-            http,
-        }
+        let http = reqwest::Client::builder().read_timeout(IDLE).build().expect("no TLS to set up");
+        Self { base: base.trim_end_matches('/').to_owned(), key, http }
     }
 
     /// Asks for one picture.
@@ -79,10 +72,7 @@ impl Client {
         let mut body = json!({ "prompt": request.prompt, "stream": true });
         for (name, value) in [
             ("model", request.model.clone().map(Value::from)),
-            (
-                "negative_prompt",
-                request.negative_prompt.clone().map(Value::from),
-            ),
+            ("negative_prompt", request.negative_prompt.clone().map(Value::from)),
             ("size", request.size.clone().map(Value::from)),
             ("steps", request.steps.map(Value::from)),
             ("guidance", request.guidance.map(Value::from)),
@@ -95,23 +85,13 @@ impl Client {
         if let Some(key) = &self.key {
             call = call.bearer_auth(key);
         }
-        let response = call
-            .send()
-            .await
-            .map_err(|source| ClientError::Unreachable { url, source })?;
+        let response = call.send().await.map_err(|source| ClientError::Unreachable { url, source })?;
         let mut response = accepted(response).await?;
         let mut events = Events::default();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|e| ClientError::Broken(e.to_string()))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(|e| ClientError::Broken(e.to_string()))? {
             for event in events.push(&chunk)? {
                 if let Some(error) = event.get("error") {
-                    return Err(ClientError::Refused {
-                        status: 200,
-                        message: message(error),
-                    });
+                    return Err(ClientError::Refused { status: 200, message: message(error) });
                 }
                 if let Some(picture) = finished(&event)? {
                     return Ok(picture);
@@ -131,15 +111,8 @@ impl Client {
         if let Some(key) = &self.key {
             call = call.bearer_auth(key);
         }
-        let response = call
-            .send()
-            .await
-            .map_err(|source| ClientError::Unreachable { url, source })?;
-        accepted(response)
-            .await?
-            .json()
-            .await
-            .map_err(|e| ClientError::Broken(e.to_string()))
+        let response = call.send().await.map_err(|source| ClientError::Unreachable { url, source })?;
+        accepted(response).await?.json().await.map_err(|e| ClientError::Broken(e.to_string()))
     }
 }
 
@@ -153,36 +126,24 @@ async fn accepted(response: reqwest::Response) -> Result<reqwest::Response, Clie
         Some(error) => message(error),
         None => status.to_string(),
     };
-    Err(ClientError::Refused {
-        status: status.as_u16(),
-        message,
-    })
+    Err(ClientError::Refused { status: status.as_u16(), message })
 }
 
 fn message(error: &Value) -> String {
-    error["message"]
-        .as_str()
-        .unwrap_or("no reason given")
-        .to_owned()
+    error["message"].as_str().unwrap_or("no reason given").to_owned()
 }
 
 /// The picture, when this event is the last one.
 fn finished(event: &Value) -> Result<Option<Generated>, ClientError> {
     let kind = event["type"].as_str().unwrap_or_default();
-    let Some(encoded) = event["b64_json"]
-        .as_str()
-        .filter(|_| kind.ends_with("completed"))
-    else {
+    let Some(encoded) = event["b64_json"].as_str().filter(|_| kind.ends_with("completed")) else {
         return Ok(None);
     };
     let png = base64::engine::general_purpose::STANDARD
         .decode(encoded)
         .map_err(|e| ClientError::Broken(format!("the picture is not base64: {e}")))?;
     let mut details = event.clone();
-    details
-        .as_object_mut()
-        .expect("it was indexed by name")
-        .remove("b64_json");
+    details.as_object_mut().expect("it was indexed by name").remove("b64_json");
     Ok(Some(Generated { png, details }))
 }
 
@@ -211,8 +172,7 @@ impl Events {
             if data.is_empty() || data == "[DONE]" {
                 continue;
             }
-            found
-                .push(serde_json::from_str(&data).map_err(|e| ClientError::Broken(e.to_string()))?);
+            found.push(serde_json::from_str(&data).map_err(|e| ClientError::Broken(e.to_string()))?);
         }
         Ok(found)
     }
@@ -229,11 +189,7 @@ mod tests {
             let mut events = Events::default();
             let mut found = events.push(&stream[..cut]).unwrap();
             found.extend(events.push(&stream[cut..]).unwrap());
-            assert_eq!(
-                found,
-                [json!({ "step": 1, "of": 2 }), json!({ "a": 1 })],
-                "cut at {cut}"
-            );
+            assert_eq!(found, [json!({ "step": 1, "of": 2 }), json!({ "a": 1 })], "cut at {cut}");
         }
     }
 

@@ -80,16 +80,9 @@ impl Default for Engine {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {source}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path}: {message}{suggestion}")]
-    Parse {
-        path: PathBuf,
-        message: String,
-        suggestion: String,
-    },
+    Parse { path: PathBuf, message: String, suggestion: String },
 }
 
 impl Config {
@@ -98,10 +91,8 @@ impl Config {
         let Some(path) = path else {
             return Ok(Self::default());
         };
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -132,9 +123,7 @@ mod tests {
     use super::*;
 
     fn refuse(text: &str) -> String {
-        Config::parse(text, Path::new("argus.toml"))
-            .unwrap_err()
-            .to_string()
+        Config::parse(text, Path::new("argus.toml")).unwrap_err().to_string()
     }
 
     #[test]

@@ -131,25 +131,16 @@ pub enum StoreError {
          it keeps a copy, saves what can be read, and says what was lost; or move the folder away to begin anew"
     )]
     Damaged { path: PathBuf, detail: String },
-    #[error(
-        "no permission to use the database {path} ({detail}): give this user read and write access"
-    )]
+    #[error("no permission to use the database {path} ({detail}): give this user read and write access")]
     Denied { path: PathBuf, detail: String },
-    #[error(
-        "the disk with the database {path} is full: free some space, the node then goes on by itself"
-    )]
+    #[error("the disk with the database {path} is full: free some space, the node then goes on by itself")]
     Full { path: PathBuf },
     #[error("the database {path} is behind with its writes: try again")]
     Busy { path: PathBuf },
     #[error("the database {path} was written by a newer version of Argus ({detail}): update Argus")]
     Newer { path: PathBuf, detail: String },
     #[error("a {what} of {size} bytes for table {table} is over the limit of {limit}")]
-    TooLarge {
-        table: &'static str,
-        what: &'static str,
-        size: usize,
-        limit: usize,
-    },
+    TooLarge { table: &'static str, what: &'static str, size: usize, limit: usize },
     #[error("a value in table {table} is not what this version of Argus expects: {detail}")]
     Value { table: &'static str, detail: String },
     #[error("the database {path} failed: {detail}")]
@@ -266,8 +257,7 @@ impl Batch {
     }
 
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> &mut Self {
-        self.operations
-            .push(Operation::Put(table, key.to_vec(), value.to_vec()));
+        self.operations.push(Operation::Put(table, key.to_vec(), value.to_vec()));
         self
     }
 
@@ -278,8 +268,7 @@ impl Batch {
         value: &T,
     ) -> Result<&mut Self, StoreError> {
         let value = to_json(table, value)?;
-        self.operations
-            .push(Operation::Put(table, key.to_vec(), value));
+        self.operations.push(Operation::Put(table, key.to_vec(), value));
         Ok(self)
     }
 
@@ -290,17 +279,14 @@ impl Batch {
 
     /// All keys from `from` on and before `to`.
     pub fn delete_range(&mut self, table: Table, from: &[u8], to: &[u8]) -> &mut Self {
-        self.operations
-            .push(Operation::DeleteRange(table, from.to_vec(), to.to_vec()));
+        self.operations.push(Operation::DeleteRange(table, from.to_vec(), to.to_vec()));
         self
     }
 }
 
 fn to_json<T: Serialize>(table: Table, value: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value).map_err(|e| StoreError::Value {
-        table: table.name(),
-        detail: e.to_string(),
-    })
+    serde_json::to_vec(value)
+        .map_err(|e| StoreError::Value { table: table.name(), detail: e.to_string() })
 }
 
 /// An open database. Cheap to clone; closed when the last clone goes.
@@ -316,9 +302,7 @@ struct Inner {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("path", &self.inner.path)
-            .finish()
+        f.debug_struct("Store").field("path", &self.inner.path).finish()
     }
 }
 
@@ -340,12 +324,7 @@ impl Store {
             .map(|table| ColumnFamilyDescriptor::new(table.name(), options.clone()));
         let db = DB::open_cf_descriptors(&options, path, tables)
             .map_err(|e| StoreError::from_rocksdb(&e, path))?;
-        let store = Store {
-            inner: Arc::new(Inner {
-                db,
-                path: path.to_owned(),
-            }),
-        };
+        let store = Store { inner: Arc::new(Inner { db, path: path.to_owned() }) };
         if fresh {
             store.plant()?;
         }
@@ -361,10 +340,7 @@ impl Store {
         }
         self.write(batch, Durability::Synced)?;
         for table in Table::ALL {
-            self.inner
-                .db
-                .flush_cf(self.table(table))
-                .map_err(|e| self.error(&e))?;
+            self.inner.db.flush_cf(self.table(table)).map_err(|e| self.error(&e))?;
         }
         Ok(())
     }
@@ -374,10 +350,7 @@ impl Store {
     }
 
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner
-            .db
-            .get_cf(self.table(table), key)
-            .map_err(|e| self.error(&e))
+        self.inner.db.get_cf(self.table(table), key).map_err(|e| self.error(&e))
     }
 
     pub fn get_json<T: DeserializeOwned>(
@@ -385,15 +358,10 @@ impl Store {
         table: Table,
         key: &[u8],
     ) -> Result<Option<T>, StoreError> {
-        let Some(bytes) = self.get(table, key)? else {
-            return Ok(None);
-        };
+        let Some(bytes) = self.get(table, key)? else { return Ok(None) };
         serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|e| StoreError::Value {
-                table: table.name(),
-                detail: e.to_string(),
-            })
+            .map_err(|e| StoreError::Value { table: table.name(), detail: e.to_string() })
     }
 
     pub fn put(
@@ -480,10 +448,7 @@ impl Store {
         options.set_no_slowdown(true);
         let mut attempt = 1;
         loop {
-            let result = self
-                .inner
-                .db
-                .write_opt(self.rocksdb_batch(&batch)?, &options);
+            let result = self.inner.db.write_opt(self.rocksdb_batch(&batch)?, &options);
             match result.map_err(|e| self.error(&e)) {
                 Err(StoreError::Busy { .. }) if attempt < limits::WRITE_ATTEMPTS => {
                     attempt += 1;
@@ -526,11 +491,7 @@ impl Store {
         if let Some(to) = to {
             options.set_iterate_upper_bound(to);
         }
-        let mode = if reverse {
-            IteratorMode::End
-        } else {
-            IteratorMode::Start
-        };
+        let mode = if reverse { IteratorMode::End } else { IteratorMode::Start };
         self.inner
             .db
             .iterator_cf_opt(self.table(table), options, mode)
@@ -544,10 +505,7 @@ impl Store {
     }
 
     fn table(&self, table: Table) -> &ColumnFamily {
-        self.inner
-            .db
-            .cf_handle(table.name())
-            .expect("every table is opened with the database")
+        self.inner.db.cf_handle(table.name()).expect("every table is opened with the database")
     }
 
     fn error(&self, error: &rocksdb::Error) -> StoreError {
@@ -575,10 +533,7 @@ impl Store {
         let store = Store::open(path)?;
         let mut entries = Vec::new();
         for table in Table::ALL {
-            let found = store
-                .inner
-                .db
-                .iterator_cf(store.table(table), IteratorMode::Start);
+            let found = store.inner.db.iterator_cf(store.table(table), IteratorMode::Start);
             let mut count = 0;
             for entry in found {
                 entry.map_err(|e| store.error(&e))?;
@@ -587,11 +542,7 @@ impl Store {
             entries.push((table.name(), count));
         }
         let lost = fs::read_dir(path.join("lost")).map_or(0, Iterator::count);
-        Ok(Repaired {
-            copy,
-            entries,
-            lost,
-        })
+        Ok(Repaired { copy, entries, lost })
     }
 }
 
@@ -606,14 +557,14 @@ pub struct Repaired {
     pub lost: usize,
 }
 
-fn bounded(table: Table, what: &'static str, bytes: &[u8], limit: usize) -> Result<(), StoreError> {
+fn bounded(
+    table: Table,
+    what: &'static str,
+    bytes: &[u8],
+    limit: usize,
+) -> Result<(), StoreError> {
     if bytes.len() > limit {
-        return Err(StoreError::TooLarge {
-            table: table.name(),
-            what,
-            size: bytes.len(),
-            limit,
-        });
+        return Err(StoreError::TooLarge { table: table.name(), what, size: bytes.len(), limit });
     }
     Ok(())
 }
@@ -681,9 +632,7 @@ fn holds_tables(path: &Path) -> Result<bool, StoreError> {
 
 /// Copies the folder beside itself, under a name that is free.
 fn copy_aside(path: &Path) -> io::Result<PathBuf> {
-    let name = path
-        .file_name()
-        .map_or_else(|| "store".into(), |n| n.to_string_lossy());
+    let name = path.file_name().map_or_else(|| "store".into(), |n| n.to_string_lossy());
     let copy = (1..)
         .map(|n| path.with_file_name(format!("{name}.before-repair-{n}")))
         .find(|copy| !copy.exists())

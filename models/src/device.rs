@@ -23,15 +23,9 @@ pub enum DeviceError {
     #[error("`{0}` is no device; write cpu, cuda, cuda:N, metal or metal:N")]
     Unknown(String),
     #[error("this build cannot use {kind}; build it with `--features {feature}`")]
-    NotBuiltIn {
-        kind: DeviceKind,
-        feature: &'static str,
-    },
+    NotBuiltIn { kind: DeviceKind, feature: &'static str },
     #[error("cannot open {kind}: {source}")]
-    Unavailable {
-        kind: DeviceKind,
-        source: candle_core::Error,
-    },
+    Unavailable { kind: DeviceKind, source: candle_core::Error },
 }
 
 impl DeviceError {
@@ -51,14 +45,8 @@ impl DeviceKind {
         let unavailable = |source| DeviceError::Unavailable { kind: self, source };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuiltIn {
-                kind: self,
-                feature: "cuda",
-            }),
-            Self::Metal(_) if !cfg!(feature = "metal") => Err(DeviceError::NotBuiltIn {
-                kind: self,
-                feature: "metal",
-            }),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuiltIn { kind: self, feature: "cuda" }),
+            Self::Metal(_) if !cfg!(feature = "metal") => Err(DeviceError::NotBuiltIn { kind: self, feature: "metal" }),
             Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(unavailable),
             Self::Metal(ordinal) => Device::new_metal(ordinal).map_err(unavailable),
         }
@@ -108,22 +96,13 @@ mod tests {
 
     #[test]
     fn names_parse_and_print() {
-        for (text, kind) in [
-            ("cpu", DeviceKind::Cpu),
-            ("cuda:0", DeviceKind::Cuda(0)),
-            ("cuda:3", DeviceKind::Cuda(3)),
-            ("metal:0", DeviceKind::Metal(0)),
-        ] {
+        for (text, kind) in [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("cuda:3", DeviceKind::Cuda(3)), ("metal:0", DeviceKind::Metal(0))] {
             assert_eq!(text.parse::<DeviceKind>().unwrap(), kind);
             assert_eq!(kind.to_string(), text);
         }
         assert_eq!("cuda".parse::<DeviceKind>().unwrap(), DeviceKind::Cuda(0));
         for text in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1"] {
-            assert_eq!(
-                text.parse::<DeviceKind>().unwrap_err().reason(),
-                "unknown_device",
-                "{text}"
-            );
+            assert_eq!(text.parse::<DeviceKind>().unwrap_err().reason(), "unknown_device", "{text}");
         }
     }
 

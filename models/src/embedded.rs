@@ -29,19 +29,10 @@ const ARGUS_TINY: &[EmbeddedFile] = embed!("argus-tiny":
 );
 
 const CLIP_TINY: &[EmbeddedFile] = &[
-    EmbeddedFile {
-        path: "config.json",
-        bytes: include_bytes!("../weights/clip/config.json"),
-    },
-    EmbeddedFile {
-        path: "model.safetensors",
-        bytes: include_bytes!("../weights/clip/model.safetensors"),
-    },
+    EmbeddedFile { path: "config.json", bytes: include_bytes!("../weights/clip/config.json") },
+    EmbeddedFile { path: "model.safetensors", bytes: include_bytes!("../weights/clip/model.safetensors") },
     // It was trained with the tokenizer of the diffusion model.
-    EmbeddedFile {
-        path: "tokenizer.json",
-        bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json"),
-    },
+    EmbeddedFile { path: "tokenizer.json", bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json") },
 ];
 
 /// The files of an embedded model by its name in the registry.

@@ -28,23 +28,14 @@ pub enum LoadError {
     #[error("{model} has no {path}")]
     MissingFile { model: String, path: String },
     #[error("cannot read {path}: {source}")]
-    Unreadable {
-        path: String,
-        source: std::io::Error,
-    },
+    Unreadable { path: String, source: std::io::Error },
     #[error("{path} has {bytes} bytes, more than the {limit} allowed")]
-    TooLarge {
-        path: String,
-        bytes: u64,
-        limit: u64,
-    },
+    TooLarge { path: String, bytes: u64, limit: u64 },
     #[error("{path} is not as expected: {detail}")]
     Config { path: String, detail: String },
     #[error("{path}: {detail} is not an architecture that Argus runs")]
     UnknownArchitecture { path: String, detail: String },
-    #[error(
-        "{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read"
-    )]
+    #[error("{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read")]
     MissingWeights { model: String, part: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -100,18 +91,12 @@ impl ModelFiles {
     /// A folder on disk.
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self {
-            name: path.display().to_string(),
-            place: Place::Folder(path),
-        }
+        Self { name: path.display().to_string(), place: Place::Folder(path) }
     }
 
     /// A model in the binary.
     pub(crate) fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
-        Self {
-            name: format!("the embedded model {name}"),
-            place: Place::Embedded(files),
-        }
+        Self { name: format!("the embedded model {name}"), place: Place::Embedded(files) }
     }
 
     /// Where the files are, for messages.
@@ -143,33 +128,20 @@ impl ModelFiles {
         let shown = || format!("{}/{path}", self.name);
         let unreadable = |source: std::io::Error| match source.kind() {
             std::io::ErrorKind::NotFound => self.missing(path),
-            _ => LoadError::Unreadable {
-                path: shown(),
-                source,
-            },
+            _ => LoadError::Unreadable { path: shown(), source },
         };
         let opened = std::fs::File::open(file).map_err(unreadable)?;
         let bytes = opened.metadata().map_err(unreadable)?.len();
         if bytes > limit {
-            return Err(LoadError::TooLarge {
-                path: shown(),
-                bytes,
-                limit,
-            });
+            return Err(LoadError::TooLarge { path: shown(), bytes, limit });
         }
         let mut content = Vec::new();
-        opened
-            .take(limit)
-            .read_to_end(&mut content)
-            .map_err(unreadable)?;
+        opened.take(limit).read_to_end(&mut content).map_err(unreadable)?;
         Ok(content)
     }
 
     fn missing(&self, path: &str) -> LoadError {
-        LoadError::MissingFile {
-            model: self.name.clone(),
-            path: path.to_owned(),
-        }
+        LoadError::MissingFile { model: self.name.clone(), path: path.to_owned() }
     }
 
     /// Reads a JSON file.
@@ -180,71 +152,36 @@ impl ModelFiles {
 
     /// An error about a config file.
     pub(crate) fn bad_config(&self, path: &str, detail: impl Into<String>) -> LoadError {
-        LoadError::Config {
-            path: format!("{}/{path}", self.name),
-            detail: detail.into(),
-        }
+        LoadError::Config { path: format!("{}/{path}", self.name), detail: detail.into() }
     }
 
     /// An error about an architecture that is not known.
     pub(crate) fn unknown(&self, path: &str, detail: impl Into<String>) -> LoadError {
-        LoadError::UnknownArchitecture {
-            path: format!("{}/{path}", self.name),
-            detail: detail.into(),
-        }
+        LoadError::UnknownArchitecture { path: format!("{}/{path}", self.name), detail: detail.into() }
     }
 
     /// Opens the weights in a part's folder, or in the model's own where `part` is empty: one
     /// file or several under an index, full precision before half if there are both.
-    pub(crate) fn weights(
-        &self,
-        part: &str,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Weights, LoadError> {
-        let inside = |file: &str| {
-            if part.is_empty() {
-                file.to_owned()
-            } else {
-                format!("{part}/{file}")
-            }
-        };
-        let label = format!(
-            "{}{}{part}",
-            self.name,
-            if part.is_empty() { "" } else { "/" }
-        );
+    pub(crate) fn weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
+        let inside = |file: &str| if part.is_empty() { file.to_owned() } else { format!("{part}/{file}") };
+        let label = format!("{}{}{part}", self.name, if part.is_empty() { "" } else { "/" });
         for stem in ["diffusion_pytorch_model", "model"] {
             for variant in ["", ".fp16"] {
                 let whole = inside(&format!("{stem}{variant}.safetensors"));
                 if self.contains(&whole) {
-                    return Ok(Weights::open(
-                        &label,
-                        vec![self.bytes(&whole)?],
-                        device,
-                        dtype,
-                    )?);
+                    return Ok(Weights::open(&label, vec![self.bytes(&whole)?], device, dtype)?);
                 }
-                let indices = [
-                    format!("{stem}.safetensors.index{variant}.json"),
-                    format!("{stem}{variant}.safetensors.index.json"),
-                ];
+                let indices = [format!("{stem}.safetensors.index{variant}.json"), format!("{stem}{variant}.safetensors.index.json")];
                 for index in indices.map(|index| inside(&index)) {
                     if self.contains(&index) {
                         let shards = self.shards(&index)?;
-                        let files = shards
-                            .iter()
-                            .map(|shard| self.bytes(&inside(shard)))
-                            .collect::<Result<_, _>>()?;
+                        let files = shards.iter().map(|shard| self.bytes(&inside(shard))).collect::<Result<_, _>>()?;
                         return Ok(Weights::open(&label, files, device, dtype)?);
                     }
                 }
             }
         }
-        Err(LoadError::MissingWeights {
-            model: self.name.clone(),
-            part: part.to_owned(),
-        })
+        Err(LoadError::MissingWeights { model: self.name.clone(), part: part.to_owned() })
     }
 
     fn bytes(&self, path: &str) -> Result<FileBytes, LoadError> {
@@ -253,9 +190,7 @@ impl ModelFiles {
                 Some(file) => Ok(FileBytes::Embedded(file.bytes)),
                 None => Err(self.missing(path)),
             },
-            Place::Folder(folder) if folder.join(path).is_file() => {
-                Ok(FileBytes::map(&folder.join(path))?)
-            }
+            Place::Folder(folder) if folder.join(path).is_file() => Ok(FileBytes::map(&folder.join(path))?),
             Place::Folder(_) => Err(self.missing(path)),
         }
     }
@@ -266,25 +201,13 @@ impl ModelFiles {
         struct Index {
             weight_map: std::collections::HashMap<String, String>,
         }
-        let parsed: Index = serde_json::from_slice(&self.read(index, MAX_TABLE_BYTES)?)
-            .map_err(|error| self.bad_config(index, error.to_string()))?;
+        let parsed: Index = serde_json::from_slice(&self.read(index, MAX_TABLE_BYTES)?).map_err(|error| self.bad_config(index, error.to_string()))?;
         let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
         if shards.len() > MAX_SHARDS {
-            return Err(self.bad_config(
-                index,
-                format!(
-                    "it names {} files, more than the {MAX_SHARDS} allowed",
-                    shards.len()
-                ),
-            ));
+            return Err(self.bad_config(index, format!("it names {} files, more than the {MAX_SHARDS} allowed", shards.len())));
         }
-        match shards.iter().find(|shard| {
-            Path::new(shard).file_name() != Some(shard.as_ref()) || !shard.ends_with(".safetensors")
-        }) {
-            Some(shard) => Err(self.bad_config(
-                index,
-                format!("`{shard}` is not the name of a safetensors file in the same folder"),
-            )),
+        match shards.iter().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref()) || !shard.ends_with(".safetensors")) {
+            Some(shard) => Err(self.bad_config(index, format!("`{shard}` is not the name of a safetensors file in the same folder"))),
             None => Ok(shards),
         }
     }

@@ -42,9 +42,7 @@ impl Limits {
         limits.max_image_width = Some(self.max_side);
         limits.max_image_height = Some(self.max_side);
         limits.max_alloc = Some(
-            self.max_pixels
-                .saturating_mul(Self::DECODER_BYTES_PER_PIXEL)
-                .saturating_add(Self::DECODER_BYTES_FIXED),
+            self.max_pixels.saturating_mul(Self::DECODER_BYTES_PER_PIXEL).saturating_add(Self::DECODER_BYTES_FIXED),
         );
         limits
     }
@@ -53,40 +51,23 @@ impl Limits {
 impl Default for Limits {
     /// 16 MiB files of at most 4096 a side and 4 Mi pixels.
     fn default() -> Self {
-        Self {
-            max_bytes: 16 << 20,
-            max_side: 4096,
-            max_pixels: 4 << 20,
-        }
+        Self { max_bytes: 16 << 20, max_side: 4096, max_pixels: 4 << 20 }
     }
 }
 
 /// Why bytes did not become a picture.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
-    #[error(
-        "the picture file has {bytes} bytes; at most {limit} are accepted: send a smaller file"
-    )]
+    #[error("the picture file has {bytes} bytes; at most {limit} are accepted: send a smaller file")]
     FileTooLarge { bytes: usize, limit: usize },
     #[error("not a PNG, JPEG or WebP file: convert the picture to one of these")]
     UnknownFormat,
-    #[error(
-        "the picture is {width}×{height}; at most {max_side} a side and {max_pixels} pixels are accepted: shrink it"
-    )]
-    TooManyPixels {
-        width: u32,
-        height: u32,
-        max_side: u32,
-        max_pixels: u64,
-    },
+    #[error("the picture is {width}×{height}; at most {max_side} a side and {max_pixels} pixels are accepted: shrink it")]
+    TooManyPixels { width: u32, height: u32, max_side: u32, max_pixels: u64 },
     #[error("the picture is damaged or uses an unsupported feature: {0}")]
     Damaged(String),
     #[error("a {width}×{height} RGB picture cannot have {samples} samples")]
-    SampleCount {
-        width: u32,
-        height: u32,
-        samples: usize,
-    },
+    SampleCount { width: u32, height: u32, samples: usize },
 }
 
 impl PictureError {
@@ -119,19 +100,12 @@ impl std::fmt::Debug for RgbPicture {
 impl RgbPicture {
     /// `pixels`: width · height · 3 samples, rows from the top, red first.
     pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Result<Self, PictureError> {
-        let expected = (width as usize)
-            .checked_mul(height as usize)
-            .and_then(|n| n.checked_mul(CHANNELS));
+        let expected = (width as usize).checked_mul(height as usize).and_then(|n| n.checked_mul(CHANNELS));
         match (NonZeroU32::new(width), NonZeroU32::new(height)) {
-            (Some(width), Some(height)) if expected == Some(pixels.len()) => Ok(Self {
-                size: Size { width, height },
-                pixels,
-            }),
-            _ => Err(PictureError::SampleCount {
-                width,
-                height,
-                samples: pixels.len(),
-            }),
+            (Some(width), Some(height)) if expected == Some(pixels.len()) => {
+                Ok(Self { size: Size { width, height }, pixels })
+            }
+            _ => Err(PictureError::SampleCount { width, height, samples: pixels.len() }),
         }
     }
 
@@ -140,9 +114,7 @@ impl RgbPicture {
     /// # Panics
     /// If a side is 0.
     pub fn from_fn(width: u32, height: u32, mut colour: impl FnMut(u32, u32) -> [u8; 3]) -> Self {
-        let pixels = (0..height)
-            .flat_map(|y| (0..width).map(move |x| (x, y)))
-            .flat_map(|(x, y)| colour(x, y));
+        let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y));
         Self::new(width, height, pixels.collect()).expect("sides are not 0")
     }
 
@@ -172,35 +144,19 @@ impl RgbPicture {
     /// 16 bits are reduced to 8, grey becomes RGB, Exif orientation is applied.
     pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, PictureError> {
         if bytes.len() > limits.max_bytes {
-            return Err(PictureError::FileTooLarge {
-                bytes: bytes.len(),
-                limit: limits.max_bytes,
-            });
+            return Err(PictureError::FileTooLarge { bytes: bytes.len(), limit: limits.max_bytes });
         }
         let format = image::guess_format(bytes).map_err(|_| PictureError::UnknownFormat)?;
-        if !matches!(
-            format,
-            ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP
-        ) {
+        if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
             return Err(PictureError::UnknownFormat);
         }
         let damaged = |error: image::ImageError| PictureError::Damaged(error.to_string());
-        let (width, height) = ImageReader::with_format(Cursor::new(bytes), format)
-            .into_dimensions()
-            .map_err(damaged)?;
+        let (width, height) =
+            ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(damaged)?;
         let pixels = u64::from(width) * u64::from(height);
         if width > limits.max_side || height > limits.max_side || pixels > limits.max_pixels {
-            let Limits {
-                max_side,
-                max_pixels,
-                ..
-            } = *limits;
-            return Err(PictureError::TooManyPixels {
-                width,
-                height,
-                max_side,
-                max_pixels,
-            });
+            let Limits { max_side, max_pixels, .. } = *limits;
+            return Err(PictureError::TooManyPixels { width, height, max_side, max_pixels });
         }
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         reader.limits(limits.decoder());
@@ -216,12 +172,7 @@ impl RgbPicture {
     pub fn encode_png(&self) -> Vec<u8> {
         let mut png = Vec::new();
         PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive)
-            .write_image(
-                &self.pixels,
-                self.width(),
-                self.height(),
-                ExtendedColorType::Rgb8,
-            )
+            .write_image(&self.pixels, self.width(), self.height(), ExtendedColorType::Rgb8)
             .expect("writing to memory does not fail");
         png
     }
@@ -232,14 +183,8 @@ impl RgbPicture {
     /// If a side is 0.
     pub fn resize(&self, width: u32, height: u32, filter: Filter) -> Self {
         let side = |side| NonZeroU32::new(side).expect("a picture has no side of 0");
-        let size = Size {
-            width: side(width),
-            height: side(height),
-        };
-        Self {
-            size,
-            pixels: resample::resize::<CHANNELS>(&self.pixels, self.size, size, filter),
-        }
+        let size = Size { width: side(width), height: side(height) };
+        Self { size, pixels: resample::resize::<CHANNELS>(&self.pixels, self.size, size, filter) }
     }
 
     /// The rectangle of `width` × `height` whose top left corner is at (`left`, `top`).
@@ -247,23 +192,15 @@ impl RgbPicture {
     /// # Panics
     /// If it is empty or reaches beyond the picture.
     pub fn crop(&self, left: u32, top: u32, width: u32, height: u32) -> Self {
-        let within =
-            |start: u32, len: u32, side: u32| start.checked_add(len).is_some_and(|end| end <= side);
+        let within = |start: u32, len: u32, side: u32| start.checked_add(len).is_some_and(|end| end <= side);
         assert!(
             within(left, width, self.width()) && within(top, height, self.height()),
             "the rectangle reaches beyond the picture"
         );
         let stride = self.width() as usize * CHANNELS;
         let columns = left as usize * CHANNELS..(left + width) as usize * CHANNELS;
-        let rows = self
-            .pixels
-            .chunks_exact(stride)
-            .skip(top as usize)
-            .take(height as usize);
-        let pixels = rows
-            .flat_map(|row| &row[columns.clone()])
-            .copied()
-            .collect();
+        let rows = self.pixels.chunks_exact(stride).skip(top as usize).take(height as usize);
+        let pixels = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
         Self::new(width, height, pixels).expect("the rectangle is not empty")
     }
 
@@ -285,13 +222,7 @@ impl RgbPicture {
 
     /// Mean of |a − b| over all samples, 0 to 255; `None` if the sizes differ.
     pub fn mean_abs_difference(&self, other: &Self) -> Option<f64> {
-        let sum = || {
-            self.pixels
-                .iter()
-                .zip(&other.pixels)
-                .map(|(a, b)| u64::from(a.abs_diff(*b)))
-                .sum::<u64>()
-        };
+        let sum = || self.pixels.iter().zip(&other.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
         (self.size == other.size).then(|| sum() as f64 / self.pixels.len() as f64)
     }
 }
@@ -301,12 +232,10 @@ fn opaque_rgb(decoded: DynamicImage) -> Vec<u8> {
         return decoded.into_rgb8().into_raw();
     }
     let rgba = decoded.into_rgba8();
-    rgba.pixels()
-        .flat_map(|pixel| {
-            let [red, green, blue, alpha] = pixel.0;
-            [red, green, blue].map(|sample| on_white(sample, alpha))
-        })
-        .collect()
+    rgba.pixels().flat_map(|pixel| {
+        let [red, green, blue, alpha] = pixel.0;
+        [red, green, blue].map(|sample| on_white(sample, alpha))
+    }).collect()
 }
 
 /// sample · alpha + white · (1 − alpha), rounded to nearest.

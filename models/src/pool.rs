@@ -15,10 +15,7 @@ impl Pool {
             .num_threads(threads)
             .thread_name(|index| format!("model-{index}"))
             .build()
-            .map_err(|error| LoadError::Threads {
-                threads,
-                detail: error.to_string(),
-            })?;
+            .map_err(|error| LoadError::Threads { threads, detail: error.to_string() })?;
         Ok(Self(Arc::new(pool)))
     }
 

@@ -47,12 +47,8 @@ impl FromStr for ModelId {
     type Err = RegistryError;
 
     fn from_str(text: &str) -> Result<Self, RegistryError> {
-        let well_formed =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
-        let starts_well = text
-            .bytes()
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphanumeric());
+        let well_formed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+        let starts_well = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if text.len() > MAX_ID_BYTES || !starts_well || !text.bytes().all(well_formed) {
             let shown = text.chars().take(MAX_ID_BYTES).collect();
             return Err(RegistryError::BadId(shown));
@@ -78,9 +74,7 @@ impl From<ModelId> for String {
 /// Why a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error(
-        "`{0}` is no model id; use at most {MAX_ID_BYTES} of a-z, 0-9, `-`, `.`, `_`, a letter or digit first"
-    )]
+    #[error("`{0}` is no model id; use at most {MAX_ID_BYTES} of a-z, 0-9, `-`, `.`, `_`, a letter or digit first")]
     BadId(String),
     #[error("model registry: {0}")]
     Syntax(#[from] toml::de::Error),
@@ -202,15 +196,7 @@ impl EdgeRange {
 
 impl fmt::Display for EdgeRange {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        if self.min == self.max {
-            write!(formatter, "{}", self.min)
-        } else {
-            write!(
-                formatter,
-                "a multiple of {} from {} to {}",
-                self.multiple_of, self.min, self.max
-            )
-        }
+        if self.min == self.max { write!(formatter, "{}", self.min) } else { write!(formatter, "a multiple of {} from {} to {}", self.multiple_of, self.min, self.max) }
     }
 }
 
@@ -245,9 +231,7 @@ impl ModelSpec {
     pub fn files(&self) -> ModelFiles {
         match &self.source {
             ModelSource::Folder(folder) => ModelFiles::folder(folder),
-            ModelSource::Embedded => {
-                embedded::find(self.id.as_str()).expect("checked when the registry was read")
-            }
+            ModelSource::Embedded => embedded::find(self.id.as_str()).expect("checked when the registry was read"),
         }
     }
 
@@ -257,9 +241,7 @@ impl ModelSpec {
 
     /// Work of one picture: that of the default, by pixels and by steps.
     pub fn picture_work(&self, width: u32, height: u32, steps: usize) -> f64 {
-        let Some(limits) = &self.pictures else {
-            return self.work_units;
-        };
+        let Some(limits) = &self.pictures else { return self.work_units };
         let pixels = f64::from(width) * f64::from(height) / f64::from(limits.size.default).powi(2);
         self.work_units * pixels * steps as f64 / limits.steps.default as f64
     }
@@ -269,16 +251,9 @@ impl ModelSpec {
         let Some(limits) = &self.pictures else {
             return Err(invalid("model", &self.id, "one that makes pictures"));
         };
-        for (field, text) in [
-            ("prompt", &request.prompt),
-            ("negative_prompt", &request.negative_prompt),
-        ] {
+        for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
-                return Err(invalid(
-                    field,
-                    format_args!("{} bytes long", text.len()),
-                    format_args!("at most {MAX_PROMPT_BYTES} bytes long"),
-                ));
+                return Err(invalid(field, format_args!("{} bytes long", text.len()), format_args!("at most {MAX_PROMPT_BYTES} bytes long")));
             }
         }
         for (field, edge) in [("width", request.width), ("height", request.height)] {
@@ -287,33 +262,17 @@ impl ModelSpec {
             }
         }
         if !limits.steps.contains(request.steps) {
-            return Err(invalid(
-                "steps",
-                request.steps,
-                format_args!("{} to {}", limits.steps.min, limits.steps.max),
-            ));
+            return Err(invalid("steps", request.steps, format_args!("{} to {}", limits.steps.min, limits.steps.max)));
         }
         if !limits.guidance.contains(request.guidance) {
-            return Err(invalid(
-                "guidance",
-                request.guidance,
-                format_args!("{} to {}", limits.guidance.min, limits.guidance.max),
-            ));
+            return Err(invalid("guidance", request.guidance, format_args!("{} to {}", limits.guidance.min, limits.guidance.max)));
         }
         Ok(())
     }
 }
 
-fn invalid(
-    field: &'static str,
-    found: impl fmt::Display,
-    allowed: impl fmt::Display,
-) -> GenerateError {
-    GenerateError::Invalid {
-        field,
-        found: found.to_string(),
-        allowed: allowed.to_string(),
-    }
+fn invalid(field: &'static str, found: impl fmt::Display, allowed: impl fmt::Display) -> GenerateError {
+    GenerateError::Invalid { field, found: found.to_string(), allowed: allowed.to_string() }
 }
 
 #[derive(Deserialize)]
@@ -351,15 +310,12 @@ enum EntrySource {
 impl Entry {
     fn check(self) -> Result<ModelSpec, RegistryError> {
         let id = self.id.clone();
-        self.into_spec()
-            .map_err(|detail| RegistryError::BadModel { model: id, detail })
+        self.into_spec().map_err(|detail| RegistryError::BadModel { model: id, detail })
     }
 
     fn into_spec(self) -> Result<ModelSpec, String> {
         let source = match (self.source, self.path) {
-            (Some(EntrySource::Embedded), None) if embedded::find(self.id.as_str()).is_none() => {
-                return Err("no model of this id is embedded".to_owned());
-            }
+            (Some(EntrySource::Embedded), None) if embedded::find(self.id.as_str()).is_none() => return Err("no model of this id is embedded".to_owned()),
             (Some(EntrySource::Embedded), None) => ModelSource::Embedded,
             (None, Some(path)) => ModelSource::Folder(path),
             _ => return Err("write either source = \"embedded\" or path = \"folder\"".to_owned()),
@@ -369,31 +325,20 @@ impl Entry {
             Architecture::Clip => ModelTask::ImageEmbedding,
         };
         if self.tasks.is_empty() || self.tasks.iter().any(|task| *task != possible) {
-            return Err(format!(
-                "tasks must be [\"{possible}\"] for this architecture"
-            ));
+            return Err(format!("tasks must be [\"{possible}\"] for this architecture"));
         }
         let pictures = match (possible, self.size, self.steps, self.guidance) {
-            (ModelTask::TextToImage, Some(size), Some(steps), Some(guidance)) => {
-                Some(checked_limits(size, steps, guidance)?)
-            }
-            (ModelTask::TextToImage, ..) => {
-                return Err("a model that makes pictures has size, steps and guidance".to_owned());
-            }
+            (ModelTask::TextToImage, Some(size), Some(steps), Some(guidance)) => Some(checked_limits(size, steps, guidance)?),
+            (ModelTask::TextToImage, ..) => return Err("a model that makes pictures has size, steps and guidance".to_owned()),
             (ModelTask::ImageEmbedding, None, None, None) => None,
-            (ModelTask::ImageEmbedding, ..) => {
-                return Err("size, steps and guidance are for models that make pictures".to_owned());
-            }
+            (ModelTask::ImageEmbedding, ..) => return Err("size, steps and guidance are for models that make pictures".to_owned()),
         };
         if !(self.work_units.is_finite() && self.work_units > 0.0) {
             return Err("work_units must be above 0".to_owned());
         }
         let timeout = Duration::from_secs(self.timeout_seconds);
         if timeout.is_zero() || timeout > MAX_TIMEOUT {
-            return Err(format!(
-                "timeout_seconds must be 1 to {}",
-                MAX_TIMEOUT.as_secs()
-            ));
+            return Err(format!("timeout_seconds must be 1 to {}", MAX_TIMEOUT.as_secs()));
         }
         Ok(ModelSpec {
             id: self.id,
@@ -410,35 +355,17 @@ impl Entry {
     }
 }
 
-fn checked_limits(
-    size: EdgeRange,
-    steps: Range<usize>,
-    guidance: Range<f32>,
-) -> Result<PictureLimits, String> {
-    if size.multiple_of == 0
-        || !size.contains(size.default)
-        || size.min == 0
-        || size.max as usize > MAX_EDGE
-    {
-        return Err(format!(
-            "size must lie within 1 to {MAX_EDGE}, and its default must be allowed"
-        ));
+fn checked_limits(size: EdgeRange, steps: Range<usize>, guidance: Range<f32>) -> Result<PictureLimits, String> {
+    if size.multiple_of == 0 || !size.contains(size.default) || size.min == 0 || size.max as usize > MAX_EDGE {
+        return Err(format!("size must lie within 1 to {MAX_EDGE}, and its default must be allowed"));
     }
     if !steps.is_sound() || steps.min == 0 || steps.max > MAX_STEPS {
-        return Err(format!(
-            "steps must lie within 1 to {MAX_STEPS}, and their default must be allowed"
-        ));
+        return Err(format!("steps must lie within 1 to {MAX_STEPS}, and their default must be allowed"));
     }
     if !guidance.is_sound() || guidance.min < 0.0 || guidance.max > MAX_GUIDANCE {
-        return Err(format!(
-            "guidance must lie within 0 to {MAX_GUIDANCE}, and its default must be allowed"
-        ));
+        return Err(format!("guidance must lie within 0 to {MAX_GUIDANCE}, and its default must be allowed"));
     }
-    Ok(PictureLimits {
-        size,
-        steps,
-        guidance,
-    })
+    Ok(PictureLimits { size, steps, guidance })
 }
 
 /// The models that a network knows.
@@ -491,15 +418,7 @@ mod tests {
     use super::*;
 
     fn request() -> TextToImage {
-        TextToImage {
-            prompt: "a red apple".into(),
-            negative_prompt: String::new(),
-            width: 64,
-            height: 64,
-            steps: 20,
-            guidance: 4.0,
-            seed: 1,
-        }
+        TextToImage { prompt: "a red apple".into(), negative_prompt: String::new(), width: 64, height: 64, steps: 20, guidance: 4.0, seed: 1 }
     }
 
     #[test]
@@ -511,14 +430,7 @@ mod tests {
         assert_eq!(tiny.source, ModelSource::Embedded);
         tiny.check(&request()).unwrap();
         assert!((tiny.picture_work(64, 64, 40) - 2.0).abs() < 1e-12);
-        assert_eq!(
-            registry
-                .first_for(ModelTask::ImageEmbedding)
-                .unwrap()
-                .id
-                .as_str(),
-            "clip-tiny"
-        );
+        assert_eq!(registry.first_for(ModelTask::ImageEmbedding).unwrap().id.as_str(), "clip-tiny");
         assert!(registry.get("nothing").is_none());
     }
 
@@ -527,48 +439,12 @@ mod tests {
         let registry = Registry::default();
         let spec = registry.get("argus-tiny").unwrap();
         let cases: [(&str, TextToImage); 6] = [
-            (
-                "width",
-                TextToImage {
-                    width: 128,
-                    ..request()
-                },
-            ),
-            (
-                "height",
-                TextToImage {
-                    height: 0,
-                    ..request()
-                },
-            ),
-            (
-                "steps",
-                TextToImage {
-                    steps: 51,
-                    ..request()
-                },
-            ),
-            (
-                "guidance",
-                TextToImage {
-                    guidance: f32::NAN,
-                    ..request()
-                },
-            ),
-            (
-                "prompt",
-                TextToImage {
-                    prompt: "x".repeat(MAX_PROMPT_BYTES + 1),
-                    ..request()
-                },
-            ),
-            (
-                "negative_prompt",
-                TextToImage {
-                    negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1),
-                    ..request()
-                },
-            ),
+            ("width", TextToImage { width: 128, ..request() }),
+            ("height", TextToImage { height: 0, ..request() }),
+            ("steps", TextToImage { steps: 51, ..request() }),
+            ("guidance", TextToImage { guidance: f32::NAN, ..request() }),
+            ("prompt", TextToImage { prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
+            ("negative_prompt", TextToImage { negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
         ];
         for (expected, request) in cases {
             match spec.check(&request).unwrap_err() {
@@ -576,36 +452,18 @@ mod tests {
                 other => panic!("{other}"),
             }
         }
-        let error = spec
-            .check(&TextToImage {
-                steps: 51,
-                ..request()
-            })
-            .unwrap_err();
+        let error = spec.check(&TextToImage { steps: 51, ..request() }).unwrap_err();
         assert_eq!(error.to_string(), "steps is 51, but it must be 1 to 50");
-        assert!(
-            registry
-                .get("clip-tiny")
-                .unwrap()
-                .check(&request())
-                .is_err()
-        );
+        assert!(registry.get("clip-tiny").unwrap().check(&request()).is_err());
     }
 
     #[test]
     fn unknown_keys_are_refused_with_their_line() {
         let text = DEFAULT_REGISTRY.replacen("licence = \"MIT\"", "license = \"MIT\"", 1);
-        let line = text
-            .lines()
-            .position(|line| line.starts_with("license"))
-            .unwrap()
-            + 1;
+        let line = text.lines().position(|line| line.starts_with("license")).unwrap() + 1;
         let error = Registry::from_toml(&text).unwrap_err();
         assert_eq!(error.reason(), "bad_registry");
-        assert!(
-            error.to_string().contains(&format!("line {line}")),
-            "{error}"
-        );
+        assert!(error.to_string().contains(&format!("line {line}")), "{error}");
         assert!(error.to_string().contains("license"), "{error}");
     }
 
@@ -615,34 +473,14 @@ mod tests {
             ("id = \"argus-tiny\"", "id = \"Argus Tiny\"", "no model id"),
             ("id = \"argus-tiny\"", "id = \"clip-tiny\"", "twice"),
             ("id = \"argus-tiny\"", "id = \"argus-huge\"", "embedded"),
-            (
-                "source = \"embedded\"",
-                "path = \"a\"\nsource = \"embedded\"",
-                "either source",
-            ),
+            ("source = \"embedded\"", "path = \"a\"\nsource = \"embedded\"", "either source"),
             ("tasks = [\"text-to-image\"]", "tasks = []", "tasks must be"),
-            (
-                "tasks = [\"text-to-image\"]",
-                "tasks = [\"image-embedding\"]",
-                "tasks must be",
-            ),
-            (
-                "max = 50, default = 20",
-                "max = 50, default = 60",
-                "default",
-            ),
-            (
-                "max = 64, multiple_of = 64",
-                "max = 64, multiple_of = 0",
-                "size",
-            ),
+            ("tasks = [\"text-to-image\"]", "tasks = [\"image-embedding\"]", "tasks must be"),
+            ("max = 50, default = 20", "max = 50, default = 60", "default"),
+            ("max = 64, multiple_of = 64", "max = 64, multiple_of = 0", "size"),
             ("max = 12.0", "max = inf", "guidance"),
             ("work_units = 1.0", "work_units = nan", "work_units"),
-            (
-                "timeout_seconds = 20",
-                "timeout_seconds = 0",
-                "timeout_seconds",
-            ),
+            ("timeout_seconds = 20", "timeout_seconds = 0", "timeout_seconds"),
         ];
         for (old, new, expected) in cases {
             let text = DEFAULT_REGISTRY.replacen(old, new, 1);
@@ -656,9 +494,6 @@ mod tests {
     fn a_folder_may_stand_for_embedded_weights() {
         let text = DEFAULT_REGISTRY.replacen("source = \"embedded\"", "path = \"models/sd15\"", 1);
         let registry = Registry::from_toml(&text).unwrap();
-        assert_eq!(
-            registry.get("argus-tiny").unwrap().source,
-            ModelSource::Folder("models/sd15".into())
-        );
+        assert_eq!(registry.get("argus-tiny").unwrap().source, ModelSource::Folder("models/sd15".into()));
     }
 }

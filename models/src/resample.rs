@@ -76,17 +76,8 @@ impl Size {
 ///
 /// # Panics
 /// If `pixels` is not `from` × `CHANNELS` samples long.
-pub fn resize<const CHANNELS: usize>(
-    pixels: &[u8],
-    from: Size,
-    to: Size,
-    filter: Filter,
-) -> Vec<u8> {
-    assert_eq!(
-        pixels.len(),
-        from.columns() * from.rows() * CHANNELS,
-        "samples do not fill the picture"
-    );
+pub fn resize<const CHANNELS: usize>(pixels: &[u8], from: Size, to: Size, filter: Filter) -> Vec<u8> {
+    assert_eq!(pixels.len(), from.columns() * from.rows() * CHANNELS, "samples do not fill the picture");
     let stretched;
     let rows = if from.width == to.width {
         pixels
@@ -100,12 +91,7 @@ pub fn resize<const CHANNELS: usize>(
     vertical(rows, to.columns() * CHANNELS, from, to, filter)
 }
 
-fn horizontal<const CHANNELS: usize>(
-    pixels: &[u8],
-    from: Size,
-    to: Size,
-    filter: Filter,
-) -> Vec<u8> {
+fn horizontal<const CHANNELS: usize>(pixels: &[u8], from: Size, to: Size, filter: Filter) -> Vec<u8> {
     let kernels = Kernels::new(from.columns(), to.columns(), filter);
     let (source_stride, stride) = (from.columns() * CHANNELS, to.columns() * CHANNELS);
     let mut output = vec![0; stride * from.rows()];
@@ -113,13 +99,8 @@ fn horizontal<const CHANNELS: usize>(
         .par_chunks_mut(stride * ROWS_PER_TASK)
         .zip(pixels.par_chunks(source_stride * ROWS_PER_TASK))
         .for_each(|(targets, sources)| {
-            for (target, source) in targets
-                .chunks_exact_mut(stride)
-                .zip(sources.chunks_exact(source_stride))
-            {
-                for (pixel, (first, weights)) in
-                    target.chunks_exact_mut(CHANNELS).zip(kernels.iter())
-                {
+            for (target, source) in targets.chunks_exact_mut(stride).zip(sources.chunks_exact(source_stride)) {
+                for (pixel, (first, weights)) in target.chunks_exact_mut(CHANNELS).zip(kernels.iter()) {
                     let mut sums = [HALF; CHANNELS];
                     let window = &source[first * CHANNELS..(first + weights.len()) * CHANNELS];
                     for (samples, weight) in window.chunks_exact(CHANNELS).zip(weights) {
@@ -175,11 +156,7 @@ impl Kernels {
         let scale = input as f64 / output as f64;
         let stretch = scale.max(1.0);
         let radius = filter.radius() * stretch;
-        let mut kernels = Self {
-            first: Vec::with_capacity(output),
-            ends: Vec::new(),
-            weights: Vec::new(),
-        };
+        let mut kernels = Self { first: Vec::with_capacity(output), ends: Vec::new(), weights: Vec::new() };
         let mut exact = Vec::new();
         for position in 0..output {
             let centre = (position as f64 + 0.5) * scale;
@@ -191,26 +168,15 @@ impl Kernels {
             );
             let total: f64 = exact.iter().sum();
             kernels.first.push(first);
-            kernels.weights.extend(
-                exact
-                    .iter()
-                    .map(|&weight| fixed_point(if total == 0.0 { weight } else { weight / total })),
-            );
+            kernels.weights.extend(exact.iter().map(|&weight| fixed_point(if total == 0.0 { weight } else { weight / total })));
             kernels.ends.push(kernels.weights.len());
         }
         kernels
     }
 
     fn get(&self, position: usize) -> (usize, &[i32]) {
-        let start = if position == 0 {
-            0
-        } else {
-            self.ends[position - 1]
-        };
-        (
-            self.first[position],
-            &self.weights[start..self.ends[position]],
-        )
+        let start = if position == 0 { 0 } else { self.ends[position - 1] };
+        (self.first[position], &self.weights[start..self.ends[position]])
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
@@ -221,9 +187,5 @@ impl Kernels {
 /// Rounds half away from zero, as Pillow does.
 fn fixed_point(weight: f64) -> i32 {
     let scaled = weight * f64::from(1 << PRECISION_BITS);
-    (if scaled < 0.0 {
-        scaled - 0.5
-    } else {
-        scaled + 0.5
-    }) as i32
+    (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
 }

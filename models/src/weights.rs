@@ -20,33 +20,19 @@ pub const MAX_TENSORS: usize = 20_000;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
     Malformed { file: String, detail: String },
     #[error("{file} has a header of {bytes} bytes, more than the {MAX_HEADER_BYTES} allowed")]
     HeaderTooLarge { file: String, bytes: u64 },
     #[error("{file} holds more than {MAX_TENSORS} tensors")]
     TooManyTensors { file: String },
-    #[error(
-        "{file} has no tensor `{name}`; it belongs to another architecture than its config says"
-    )]
+    #[error("{file} has no tensor `{name}`; it belongs to another architecture than its config says")]
     MissingTensor { file: String, name: String },
     #[error("tensor `{name}` of {file} is {found:?}, but its config makes it {expected:?}")]
-    WrongShape {
-        file: String,
-        name: String,
-        expected: Vec<usize>,
-        found: Vec<usize>,
-    },
+    WrongShape { file: String, name: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("tensor `{name}` of {file} has numbers of type {found}; f16, bf16 and f32 are read")]
-    UnsupportedType {
-        file: String,
-        name: String,
-        found: String,
-    },
+    UnsupportedType { file: String, name: String, found: String },
     #[error("{file}: {detail}")]
     Unsuitable { file: String, detail: String },
     #[error("cannot place weights on the device: {0}")]
@@ -83,10 +69,7 @@ pub(crate) enum FileBytes {
 impl FileBytes {
     /// Maps a file into memory.
     pub(crate) fn map(path: &Path) -> Result<Self, WeightsError> {
-        let unreadable = |source| WeightsError::Unreadable {
-            path: path.to_owned(),
-            source,
-        };
+        let unreadable = |source| WeightsError::Unreadable { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(unreadable)?;
         // SAFETY: weights are only read; a file that is cut short by someone else while the node
         // runs would raise SIGBUS, which is documented for operators as for any mapped model.
@@ -128,36 +111,20 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// Reads the headers of a part's files.
-    pub(crate) fn open(
-        label: &str,
-        files: Vec<FileBytes>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, WeightsError> {
+    pub(crate) fn open(label: &str, files: Vec<FileBytes>, device: &Device, dtype: DType) -> Result<Self, WeightsError> {
         let mut entries = HashMap::new();
         for (index, file) in files.iter().enumerate() {
             read_entries(label, index, file.as_slice(), &mut entries)?;
             if entries.len() > MAX_TENSORS {
-                return Err(WeightsError::TooManyTensors {
-                    file: label.to_owned(),
-                });
+                return Err(WeightsError::TooManyTensors { file: label.to_owned() });
             }
         }
-        Ok(Self {
-            store: Arc::new(Store { files, entries }),
-            label: label.into(),
-            prefix: String::new(),
-            device: device.clone(),
-            dtype,
-        })
+        Ok(Self { store: Arc::new(Store { files, entries }), label: label.into(), prefix: String::new(), device: device.clone(), dtype })
     }
 
     /// The tensors below `name` of these.
     pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
-        Self {
-            prefix: format!("{}{name}.", self.prefix),
-            ..self.clone()
-        }
+        Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
     /// Whether layers are to use the processor's own kernels.
@@ -166,25 +133,17 @@ impl Weights {
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.store
-            .entries
-            .contains_key(&format!("{}{name}", self.prefix))
+        self.store.entries.contains_key(&format!("{}{name}", self.prefix))
     }
 
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.store
-            .entries
-            .get(&format!("{}{name}", self.prefix))
-            .map(|entry| entry.shape.as_slice())
+        self.store.entries.get(&format!("{}{name}", self.prefix)).map(|entry| entry.shape.as_slice())
     }
 
     /// An error about these weights as a whole.
     pub(crate) fn unsuitable(&self, detail: impl Into<String>) -> WeightsError {
         let place = format!("{} {}", self.label, self.prefix.trim_end_matches('.'));
-        WeightsError::Unsuitable {
-            file: place.trim_end().to_owned(),
-            detail: detail.into(),
-        }
+        WeightsError::Unsuitable { file: place.trim_end().to_owned(), detail: detail.into() }
     }
 
     /// The values of a tensor in main memory, row-major.
@@ -192,33 +151,16 @@ impl Weights {
         let (name, entry) = self.entry(name, shape)?;
         let bytes = &self.store.files[entry.file].as_slice()[entry.start..entry.end];
         match entry.dtype {
-            Dtype::F16 => Ok(bytes
-                .chunks_exact(2)
-                .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect()),
-            Dtype::BF16 => Ok(bytes
-                .chunks_exact(2)
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect()),
-            Dtype::F32 => Ok(bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect()),
-            other => Err(WeightsError::UnsupportedType {
-                file: self.label.to_string(),
-                name,
-                found: format!("{other:?}"),
-            }),
+            Dtype::F16 => Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::BF16 => Ok(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
+            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
+            other => Err(WeightsError::UnsupportedType { file: self.label.to_string(), name, found: format!("{other:?}") }),
         }
     }
 
     /// The tensor on the device.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        Ok(
-            Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?
-                .to_dtype(self.dtype)?
-                .to_device(&self.device)?,
-        )
+        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &Entry), WeightsError> {
@@ -228,50 +170,25 @@ impl Weights {
             return Err(WeightsError::MissingTensor { file: file(), name });
         };
         if entry.shape != shape {
-            return Err(WeightsError::WrongShape {
-                file: file(),
-                name,
-                expected: shape.to_vec(),
-                found: entry.shape.clone(),
-            });
+            return Err(WeightsError::WrongShape { file: file(), name, expected: shape.to_vec(), found: entry.shape.clone() });
         }
         Ok((name, entry))
     }
 }
 
-fn read_entries(
-    label: &str,
-    file: usize,
-    bytes: &[u8],
-    entries: &mut HashMap<String, Entry>,
-) -> Result<(), WeightsError> {
-    let malformed = |detail: String| WeightsError::Malformed {
-        file: label.to_owned(),
-        detail,
-    };
-    let Some(header) = bytes
-        .first_chunk::<8>()
-        .map(|length| u64::from_le_bytes(*length))
-    else {
+fn read_entries(label: &str, file: usize, bytes: &[u8], entries: &mut HashMap<String, Entry>) -> Result<(), WeightsError> {
+    let malformed = |detail: String| WeightsError::Malformed { file: label.to_owned(), detail };
+    let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
         return Err(malformed("it is shorter than its header".to_owned()));
     };
     if header > MAX_HEADER_BYTES {
-        return Err(WeightsError::HeaderTooLarge {
-            file: label.to_owned(),
-            bytes: header,
-        });
+        return Err(WeightsError::HeaderTooLarge { file: label.to_owned(), bytes: header });
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|error| malformed(error.to_string()))?;
     let base = bytes.as_ptr() as usize;
     for (name, view) in tensors.iter() {
         let start = view.data().as_ptr() as usize - base;
-        let entry = Entry {
-            file,
-            dtype: view.dtype(),
-            shape: view.shape().to_vec(),
-            start,
-            end: start + view.data().len(),
-        };
+        let entry = Entry { file, dtype: view.dtype(), shape: view.shape().to_vec(), start, end: start + view.data().len() };
         entries.insert(name.to_owned(), entry);
     }
     Ok(())

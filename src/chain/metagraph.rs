@@ -92,10 +92,7 @@ impl Metagraph {
     /// Checks what a chain sent, so that uids can index [`neurons`](Self::neurons) without a doubt.
     pub fn checked(self, netuid: u16) -> Result<Self, MetagraphError> {
         if self.netuid != netuid {
-            return Err(MetagraphError::Netuid {
-                asked: netuid,
-                found: self.netuid,
-            });
+            return Err(MetagraphError::Netuid { asked: netuid, found: self.netuid });
         }
         if self.neurons.len() > MAX_NEURONS {
             return Err(MetagraphError::TooMany(self.neurons.len()));
@@ -103,10 +100,7 @@ impl Metagraph {
         let mut seen = HashSet::with_capacity(self.neurons.len());
         for (place, neuron) in self.neurons.iter().enumerate() {
             if neuron.uid as usize != place {
-                return Err(MetagraphError::Order {
-                    place,
-                    found: neuron.uid,
-                });
+                return Err(MetagraphError::Order { place, found: neuron.uid });
             }
             if !seen.insert(neuron.hotkey) {
                 return Err(MetagraphError::Twice(neuron.hotkey));
@@ -135,15 +129,12 @@ impl Metagraph {
 
     /// Stake of all neurons with a permit, rao.
     pub fn validator_stake(&self) -> u64 {
-        self.validators()
-            .fold(0, |sum, n| sum.saturating_add(n.stake))
+        self.validators().fold(0, |sum, n| sum.saturating_add(n.stake))
     }
 
     /// The block from which this validator may set weights again.
     pub fn weights_allowed_from(&self, neuron: &Neuron) -> u64 {
-        neuron
-            .last_update
-            .saturating_add(self.hyperparameters.weights_rate_limit)
+        neuron.last_update.saturating_add(self.hyperparameters.weights_rate_limit)
     }
 }
 
@@ -209,24 +200,15 @@ mod tests {
             MetagraphError::Netuid { asked: 2, found: 1 }
         );
         let gap = metagraph(vec![neuron(0, 1), neuron(2, 2)]);
-        assert_eq!(
-            gap.checked(1).unwrap_err(),
-            MetagraphError::Order { place: 1, found: 2 }
-        );
+        assert_eq!(gap.checked(1).unwrap_err(), MetagraphError::Order { place: 1, found: 2 });
         let twice = metagraph(vec![neuron(0, 1), neuron(1, 1)]);
-        assert!(matches!(
-            twice.checked(1).unwrap_err(),
-            MetagraphError::Twice(_)
-        ));
+        assert!(matches!(twice.checked(1).unwrap_err(), MetagraphError::Twice(_)));
     }
 
     #[test]
     fn neurons_are_found_and_parted() {
         let graph = metagraph(vec![neuron(0, 1), neuron(1, 2)]);
-        assert_eq!(
-            graph.by_hotkey(&Hotkey::from_bytes([2; 32])).unwrap().uid,
-            1
-        );
+        assert_eq!(graph.by_hotkey(&Hotkey::from_bytes([2; 32])).unwrap().uid, 1);
         assert!(graph.by_hotkey(&Hotkey::from_bytes([3; 32])).is_none());
         assert_eq!(graph.validators().map(|n| n.uid).collect::<Vec<_>>(), [0]);
         assert_eq!(graph.miners().map(|n| n.uid).collect::<Vec<_>>(), [1]);

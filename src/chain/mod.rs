@@ -127,9 +127,7 @@ impl<'de> Deserialize<'de> for Hash {
 
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ChainError {
-    #[error(
-        "cannot reach the chain at {endpoint} ({detail}): is it running, is the address right?"
-    )]
+    #[error("cannot reach the chain at {endpoint} ({detail}): is it running, is the address right?")]
     Unreachable { endpoint: String, detail: String },
     #[error("the chain at {endpoint} did not answer within {waited:?}")]
     TimedOut { endpoint: String, waited: Duration },

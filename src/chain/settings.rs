@@ -38,35 +38,23 @@ pub enum SettingsError {
     )]
     Endpoint(String),
     #[error("chain.{name} is {value}: it has to be between {least} and {most} milliseconds")]
-    Milliseconds {
-        name: &'static str,
-        value: u64,
-        least: u64,
-        most: u64,
-    },
+    Milliseconds { name: &'static str, value: u64, least: u64, most: u64 },
 }
 
 impl Settings {
     /// For a development chain at this address, the rest as by default.
     pub fn at(endpoint: impl Into<String>) -> Self {
-        Self {
-            endpoint: endpoint.into(),
-            ..Self::default()
-        }
+        Self { endpoint: endpoint.into(), ..Self::default() }
     }
 
     pub fn validate(&self) -> Result<(), SettingsError> {
         let schemes = ["http://", "ws://", "wss://"];
-        let host = schemes
-            .iter()
-            .find_map(|scheme| self.endpoint.strip_prefix(scheme));
+        let host = schemes.iter().find_map(|scheme| self.endpoint.strip_prefix(scheme));
         let usable = host.is_some_and(|host| {
             !host.is_empty() && host.len() < 512 && host.chars().all(|c| c.is_ascii_graphic())
         });
         if !usable {
-            return Err(SettingsError::Endpoint(
-                self.endpoint.chars().take(128).collect(),
-            ));
+            return Err(SettingsError::Endpoint(self.endpoint.chars().take(128).collect()));
         }
         const HOUR: u64 = 3_600_000;
         for (name, value, least, most) in [
@@ -76,12 +64,7 @@ impl Settings {
             ("inclusion_timeout_ms", self.inclusion_timeout_ms, 100, HOUR),
         ] {
             if !(least..=most).contains(&value) {
-                return Err(SettingsError::Milliseconds {
-                    name,
-                    value,
-                    least,
-                    most,
-                });
+                return Err(SettingsError::Milliseconds { name, value, least, most });
             }
         }
         Ok(())
@@ -107,25 +90,12 @@ mod tests {
     #[test]
     fn defaults_are_valid_and_mistakes_are_named() {
         Settings::default().validate().unwrap();
-        Settings::at("wss://entrypoint.example:443")
-            .validate()
-            .unwrap();
+        Settings::at("wss://entrypoint.example:443").validate().unwrap();
         for bad in ["", "127.0.0.1:9944", "http://", "https//x", "http://a b"] {
             let error = Settings::at(bad).validate().unwrap_err();
-            assert!(
-                error.to_string().contains("http://127.0.0.1:9944"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("http://127.0.0.1:9944"), "{error}");
         }
-        let zero = Settings {
-            request_timeout_ms: 0,
-            ..Settings::default()
-        };
-        assert!(
-            zero.validate()
-                .unwrap_err()
-                .to_string()
-                .contains("chain.request_timeout_ms")
-        );
+        let zero = Settings { request_timeout_ms: 0, ..Settings::default() };
+        assert!(zero.validate().unwrap_err().to_string().contains("chain.request_timeout_ms"));
     }
 }

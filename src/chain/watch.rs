@@ -46,10 +46,7 @@ impl View {
     pub fn estimated_block(&self) -> Option<u64> {
         let (head, age) = (self.head?, self.age()?);
         let blocks = age.as_millis() / head.block_time.as_millis().max(1);
-        Some(
-            head.block
-                .saturating_add(u64::try_from(blocks).unwrap_or(u64::MAX)),
-        )
+        Some(head.block.saturating_add(u64::try_from(blocks).unwrap_or(u64::MAX)))
     }
 }
 
@@ -74,15 +71,12 @@ impl Watch {
         let task = Task {
             chain,
             netuid,
-            refresh: (settings.refresh_ms > 0).then(|| Duration::from_millis(settings.refresh_ms)),
+            refresh: (settings.refresh_ms > 0)
+                .then(|| Duration::from_millis(settings.refresh_ms)),
             sender,
             hurry: hurry.clone(),
         };
-        let watch = Watch {
-            view,
-            hurry,
-            stale_after: settings.stale_after(),
-        };
+        let watch = Watch { view, hurry, stale_after: settings.stale_after() };
         (watch, tokio::spawn(task.run(shutdown)))
     }
 
@@ -112,10 +106,7 @@ impl Watch {
 
     /// Whether there is no metagraph, or one older than the settings call fresh.
     pub fn is_stale(&self) -> bool {
-        self.view
-            .borrow()
-            .age()
-            .is_none_or(|age| age > self.stale_after)
+        self.view.borrow().age().is_none_or(|age| age > self.stale_after)
     }
 
     /// Asks for a new reading now, e.g. after weights were set.
@@ -137,10 +128,7 @@ impl Watch {
         }
         let error = self.view.borrow().error.clone();
         Err(error.unwrap_or_else(|| {
-            Arc::new(ChainError::TimedOut {
-                endpoint: "the chain".into(),
-                waited: within,
-            })
+            Arc::new(ChainError::TimedOut { endpoint: "the chain".into(), waited: within })
         }))
     }
 }
@@ -206,9 +194,7 @@ impl Task {
             view.error = Some(Arc::new(error));
             failures = view.failures;
         });
-        SHORTEST_PAUSE
-            .saturating_mul(1 << failures.min(10))
-            .min(LONGEST_PAUSE)
+        SHORTEST_PAUSE.saturating_mul(1 << failures.min(10)).min(LONGEST_PAUSE)
     }
 }
 
@@ -227,11 +213,7 @@ mod tests {
     impl Chain for Scripted {
         async fn head(&self) -> Result<Head, ChainError> {
             let block = self.0.lock().clone()?;
-            Ok(Head {
-                block,
-                hash: Hash([0; 32]),
-                block_time: Duration::from_millis(1),
-            })
+            Ok(Head { block, hash: Hash([0; 32]), block_time: Duration::from_millis(1) })
         }
 
         async fn metagraph(&self, netuid: u16) -> Result<Metagraph, ChainError> {
@@ -258,19 +240,12 @@ mod tests {
     }
 
     fn unreachable_chain() -> ChainError {
-        ChainError::Unreachable {
-            endpoint: "http://x".into(),
-            detail: "refused".into(),
-        }
+        ChainError::Unreachable { endpoint: "http://x".into(), detail: "refused".into() }
     }
 
     async fn until(watch: &mut Watch, condition: impl Fn(&View) -> bool) -> View {
         let waiting = watch.view.wait_for(|view| condition(view));
-        tokio::time::timeout(Duration::from_secs(60), waiting)
-            .await
-            .unwrap()
-            .unwrap()
-            .clone()
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap().clone()
     }
 
     #[tokio::test]
@@ -312,13 +287,11 @@ mod tests {
     #[tokio::test]
     async fn the_task_ends_with_its_last_reader() {
         let chain = Arc::new(Scripted(Mutex::new(Ok(1))));
-        let (watch, task) = Watch::start(chain, 3, &Settings::default(), CancellationToken::new());
+        let (watch, task) =
+            Watch::start(chain, 3, &Settings::default(), CancellationToken::new());
         watch.ready(Duration::from_secs(60)).await.unwrap();
         drop(watch);
-        tokio::time::timeout(Duration::from_secs(60), task)
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();
     }
 
     #[test]

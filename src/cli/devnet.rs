@@ -43,8 +43,9 @@ pub struct Args {
 
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let config = match &args.config {
-        Some(path) => std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}", path.display()))?,
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
         None => PRESET.to_owned(),
     };
     let options = Options {
@@ -92,11 +93,8 @@ async fn stay(net: &Devnet, args: &Args, json: bool) -> anyhow::Result<()> {
 
 fn announce(net: &Devnet, key: &str, json: bool) {
     if json {
-        let validators: Vec<_> = net
-            .validators
-            .iter()
-            .map(|v| json!({ "hotkey": v.hotkey, "api": v.api }))
-            .collect();
+        let validators: Vec<_> =
+            net.validators.iter().map(|v| json!({ "hotkey": v.hotkey, "api": v.api })).collect();
         let line = json!({
             "event": "ready", "chain": net.chain_url, "bootstrap": net.bootstrap, "validators": validators,
             "miners": net.miners.iter().map(|m| &m.hotkey).collect::<Vec<_>>(), "key": key,
@@ -137,24 +135,15 @@ async fn demonstrate(
     }
     let spinner = spinner(json);
     let lines = demo::weights(net, |lines| {
-        let set = lines
-            .iter()
-            .flat_map(|line| &line.weights)
-            .flatten()
-            .count();
-        spinner.set_message(format!(
-            "waiting for the first periods' weights and an epoch ({set} set)"
-        ));
+        let set = lines.iter().flat_map(|line| &line.weights).flatten().count();
+        spinner.set_message(format!("waiting for the first periods' weights and an epoch ({set} set)"));
     })
     .await?;
     spinner.finish_and_clear();
     if json {
         println!("{}", json!({ "event": "weights", "neurons": lines }));
     } else {
-        println!(
-            "Scores and weights of the first periods:\n\n{}",
-            demo::table(&lines)
-        );
+        println!("Scores and weights of the first periods:\n\n{}", demo::table(&lines));
     }
     Ok(())
 }
@@ -164,9 +153,7 @@ fn spinner(json: bool) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let spinner = ProgressBar::new_spinner();
-    spinner.set_style(
-        ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"),
-    );
+    spinner.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
 }

@@ -15,12 +15,7 @@ pub struct Args {
     #[arg(short, long, value_name = "FILE", default_value = "argus.png")]
     output: PathBuf,
     /// The validator's API.
-    #[arg(
-        long,
-        env = "ARGUS_API",
-        default_value = "http://127.0.0.1:8080",
-        value_name = "URL"
-    )]
+    #[arg(long, env = "ARGUS_API", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     api: String,
     /// API key, made by `argus keys new`.
     #[arg(long, env = "ARGUS_API_KEY", hide_env_values = true)]
@@ -53,9 +48,7 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         guidance: args.guidance,
     };
     let bar = step_bar(json);
-    let generated = client
-        .generate(&request, |progress| show(&bar, progress))
-        .await?;
+    let generated = client.generate(&request, |progress| show(&bar, progress)).await?;
     bar.finish_and_clear();
     std::fs::write(&args.output, &generated.png)
         .with_context(|| format!("cannot write {}", args.output.display()))?;
@@ -76,11 +69,7 @@ pub fn step_bar(quiet: bool) -> ProgressBar {
     }
     let bar = ProgressBar::new(0);
     let style = "{spinner} {msg} [{wide_bar:.cyan/blue}] step {pos}/{len} {elapsed}";
-    bar.set_style(
-        ProgressStyle::with_template(style)
-            .expect("a valid template")
-            .progress_chars("━╸─"),
-    );
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template").progress_chars("━╸─"));
     bar.set_message("drawing");
     bar.enable_steady_tick(Duration::from_millis(100));
     bar

@@ -30,9 +30,7 @@ impl LightNode {
     /// Joins by the configured bootstrap addresses. `pair` signs queries, if any are to be made.
     pub async fn join(config: &Config, pair: Option<Arc<HotkeyPair>>) -> anyhow::Result<Self> {
         if config.net.bootstrap.is_empty() {
-            bail!(
-                "no address to join by: give --bootstrap (a relay prints its own when it starts)"
-            );
+            bail!("no address to join by: give --bootstrap (a relay prints its own when it starts)");
         }
         let any = |text: &str| text.parse().expect("a constant address parses");
         let settings = net::Settings {
@@ -44,12 +42,7 @@ impl LightNode {
             ..config.net.clone()
         };
         let shutdown = CancellationToken::new();
-        let Net {
-            handle,
-            events,
-            queries,
-            task,
-        } = net::start(
+        let Net { handle, events, queries, task } = net::start(
             settings,
             NodeKey::generate(),
             pair,
@@ -58,16 +51,10 @@ impl LightNode {
             &mut Registry::default(),
             shutdown.clone(),
         )?;
-        let node = Self {
-            handle,
-            shutdown,
-            task,
-            _events: events,
-            _queries: queries,
-        };
-        tokio::time::timeout(JOIN, node.connected())
-            .await
-            .context("none of the bootstrap addresses answered; are they right, and is the relay running?")??;
+        let node = Self { handle, shutdown, task, _events: events, _queries: queries };
+        tokio::time::timeout(JOIN, node.connected()).await.context(
+            "none of the bootstrap addresses answered; are they right, and is the relay running?",
+        )??;
         Ok(node)
     }
 
@@ -83,10 +70,7 @@ impl LightNode {
     }
 
     pub async fn lookup(&self, hotkey: &Hotkey) -> anyhow::Result<VerifiedRecord> {
-        self.handle
-            .lookup(hotkey)
-            .await
-            .with_context(|| format!("looking up {hotkey}"))
+        self.handle.lookup(hotkey).await.with_context(|| format!("looking up {hotkey}"))
     }
 
     pub async fn leave(self) {

@@ -53,9 +53,8 @@ fn print(record: &VerifiedRecord) {
 }
 
 fn print_reachability(reach: &Reachability) {
-    let rtt = reach.rtt.map_or("no answer to a ping".into(), |rtt| {
-        format!("{:.1} ms", rtt.as_secs_f64() * 1e3)
-    });
+    let rtt =
+        reach.rtt.map_or("no answer to a ping".into(), |rtt| format!("{:.1} ms", rtt.as_secs_f64() * 1e3));
     let path = serde_json::to_value(reach.path).unwrap_or_default();
     let transport = serde_json::to_value(reach.transport).unwrap_or_default();
     println!(

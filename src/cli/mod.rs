@@ -22,12 +22,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Peer-to-peer overlay for verified, decentralised image inference.
 #[derive(Parser)]
-#[command(
-    name = "argus",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "argus", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     /// Print answers as JSON (long-running commands: one JSON object a line).
     #[arg(long, global = true)]
@@ -99,8 +94,5 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }

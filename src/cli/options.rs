@@ -37,28 +37,13 @@ pub struct NodeOptions {
     #[arg(long, env = "ARGUS_CHAIN", value_name = "URL")]
     pub chain: Option<String>,
     /// Addresses to join by, e.g. /ip4/203.0.113.7/tcp/4001/p2p/12D3… (repeatable, or comma-separated).
-    #[arg(
-        long,
-        env = "ARGUS_BOOTSTRAP",
-        value_name = "MULTIADDR",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ARGUS_BOOTSTRAP", value_name = "MULTIADDR", value_delimiter = ',')]
     pub bootstrap: Vec<String>,
     /// Addresses to listen on (repeatable).
-    #[arg(
-        long,
-        env = "ARGUS_LISTEN",
-        value_name = "MULTIADDR",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ARGUS_LISTEN", value_name = "MULTIADDR", value_delimiter = ',')]
     pub listen: Vec<String>,
     /// Addresses that others reach this node by, when it cannot find out (repeatable).
-    #[arg(
-        long,
-        env = "ARGUS_ANNOUNCE",
-        value_name = "MULTIADDR",
-        value_delimiter = ','
-    )]
+    #[arg(long, env = "ARGUS_ANNOUNCE", value_name = "MULTIADDR", value_delimiter = ',')]
     pub announce: Vec<String>,
     #[command(flatten)]
     pub wallet: WalletOptions,
@@ -85,10 +70,7 @@ impl NodeOptions {
             if !given.is_empty() {
                 *setting = given
                     .iter()
-                    .map(|text| {
-                        text.parse()
-                            .with_context(|| format!("{flag} {text}: not a multiaddress"))
-                    })
+                    .map(|text| text.parse().with_context(|| format!("{flag} {text}: not a multiaddress")))
                     .collect::<anyhow::Result<_>>()?;
             }
         }

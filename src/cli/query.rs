@@ -105,32 +105,16 @@ impl TaskArgs {
                     Some(seed) => seed,
                     None => rand::rngs::OsRng.try_next_u64()?,
                 };
-                let task = TextToImage {
-                    model,
-                    prompt,
-                    negative_prompt,
-                    width,
-                    height,
-                    steps,
-                    guidance,
-                    seed,
-                };
+                let task =
+                    TextToImage { model, prompt, negative_prompt, width, height, steps, guidance, seed };
                 Ok((Task::TextToImage(task), node, Some(output)))
             }
-            TaskArgs::ImageEmbedding {
-                pictures,
-                model,
-                node,
-            } => {
+            TaskArgs::ImageEmbedding { pictures, model, node } => {
                 let read = |path: &PathBuf| {
                     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
                 };
                 let pictures = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
-                Ok((
-                    Task::ImageEmbedding(ImageEmbedding { model, pictures }),
-                    node,
-                    None,
-                ))
+                Ok((Task::ImageEmbedding(ImageEmbedding { model, pictures }), node, None))
             }
         }
     }
@@ -154,31 +138,20 @@ async fn ask(
         task: task.kind(),
         model: task.model().to_owned(),
         body: task.to_bytes().into(),
-        deadlines: Deadlines {
-            first_byte_ms: total_ms.min(15_000),
-            idle_ms: total_ms,
-            total_ms,
-        },
+        deadlines: Deadlines { first_byte_ms: total_ms.min(15_000), idle_ms: total_ms, total_ms },
     };
     let bar = step_bar(quiet);
     let answered = node
         .handle()
         .query(query, |progress| {
             if let QueryProgress::Step { step, of } = progress {
-                show(
-                    &bar,
-                    Progress {
-                        step: step.into(),
-                        of: of.into(),
-                    },
-                );
+                show(&bar, Progress { step: step.into(), of: of.into() });
             }
         })
         .await
         .with_context(|| format!("asking miner {miner}"))?;
     bar.finish_and_clear();
-    let answer =
-        Answer::from_bytes(&answered.body).context("the miner's answer cannot be decoded")?;
+    let answer = Answer::from_bytes(&answered.body).context("the miner's answer cannot be decoded")?;
     Ok((answered, answer))
 }
 
@@ -198,8 +171,7 @@ async fn find_miner(
         let Ok(record) = node.lookup(&neuron.hotkey).await else {
             continue;
         };
-        let serves =
-            |c: &argus_protocols::Capability| c.model == model && c.tasks.contains(&task.code());
+        let serves = |c: &argus_protocols::Capability| c.model == model && c.tasks.contains(&task.code());
         if record.capabilities.iter().any(serves) {
             return Ok(neuron.hotkey);
         }
@@ -209,12 +181,7 @@ async fn find_miner(
     )
 }
 
-fn report(
-    answered: &Answered,
-    answer: Answer,
-    output: Option<PathBuf>,
-    json: bool,
-) -> anyhow::Result<()> {
+fn report(answered: &Answered, answer: Answer, output: Option<PathBuf>, json: bool) -> anyhow::Result<()> {
     let mut out = json!({
         "miner": answered.receipt.miner,
         "peer": answered.peer.to_string(),
@@ -225,22 +192,16 @@ fn report(
     let said = match answer {
         Answer::Picture(png) => {
             let output = output.context("the miner sent a picture where none was asked for")?;
-            std::fs::write(&output, png)
-                .with_context(|| format!("cannot write {}", output.display()))?;
+            std::fs::write(&output, png).with_context(|| format!("cannot write {}", output.display()))?;
             out["file"] = output.display().to_string().into();
             output.display().to_string()
         }
         Answer::Nsfw(features) => {
             out["nsfw"] = serde_json::to_value(features)?;
-            "the picture is not safe for work and stays with the miner; its features came instead"
-                .into()
+            "the picture is not safe for work and stays with the miner; its features came instead".into()
         }
         Answer::Embeddings(all) => {
-            let said = all
-                .iter()
-                .map(|e| format!("{e:?}"))
-                .collect::<Vec<_>>()
-                .join("\n");
+            let said = all.iter().map(|e| format!("{e:?}")).collect::<Vec<_>>().join("\n");
             out["embeddings"] = serde_json::to_value(all)?;
             said
         }

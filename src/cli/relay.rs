@@ -12,8 +12,5 @@ pub struct Args {
 }
 
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    node::run(Role::Relay, args.node.config()?, |up| {
-        ready::announce(up, json)
-    })
-    .await
+    node::run(Role::Relay, args.node.config()?, |up| ready::announce(up, json)).await
 }

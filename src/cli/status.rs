@@ -51,10 +51,7 @@ fn outline(value: &Value, depth: usize) -> String {
         plain => format!("{indent}{name}: {}\n", scalar(plain)),
     };
     match value {
-        Value::Object(map) => map
-            .iter()
-            .map(|(name, value)| entry(&name.replace('_', " "), value))
-            .collect(),
+        Value::Object(map) => map.iter().map(|(name, value)| entry(&name.replace('_', " "), value)).collect(),
         Value::Array(list) => list
             .iter()
             .map(|item| match item {
@@ -62,9 +59,7 @@ fn outline(value: &Value, depth: usize) -> String {
                     let fields: Vec<String> = map
                         .iter()
                         .filter(|(_, v)| !v.is_null())
-                        .map(|(name, value)| {
-                            format!("{} {}", name.replace('_', " "), scalar(value))
-                        })
+                        .map(|(name, value)| format!("{} {}", name.replace('_', " "), scalar(value)))
                         .collect();
                     format!("{indent}- {}\n", fields.join(", "))
                 }
@@ -94,17 +89,8 @@ mod tests {
             "peers": [{ "id": "a", "rtt_ms": 3, "relayed": null }],
         });
         let text = outline(&status, 0);
-        for line in [
-            "role: miner",
-            "dht:",
-            "  mode: server",
-            "empty: –",
-            "  - id a, rtt ms 3",
-        ] {
-            assert!(
-                text.lines().any(|l| l == line),
-                "{line:?} is not in\n{text}"
-            );
+        for line in ["role: miner", "dht:", "  mode: server", "empty: –", "  - id a, rtt ms 3"] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }
     }
 }

@@ -10,12 +10,7 @@ use crate::node;
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the API and the studio listen [default: 127.0.0.1:8080].
-    #[arg(
-        long,
-        env = "ARGUS_API_LISTEN",
-        value_name = "ADDRESS",
-        conflicts_with = "no_api"
-    )]
+    #[arg(long, env = "ARGUS_API_LISTEN", value_name = "ADDRESS", conflicts_with = "no_api")]
     api: Option<SocketAddr>,
     /// Run no API: score and set weights only.
     #[arg(long)]

@@ -32,9 +32,7 @@ pub enum DemoError {
     Chain(#[from] ChainError),
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
-    #[error(
-        "not every miner had incentive and a weight of every validator within {seconds} s\n{table}"
-    )]
+    #[error("not every miner had incentive and a weight of every validator within {seconds} s\n{table}")]
     NoWeights { seconds: u64, table: String },
 }
 
@@ -64,10 +62,7 @@ pub async fn picture(
     mut progress: impl FnMut(Progress),
 ) -> Result<Generated, DemoError> {
     let client = Client::new(&net.validators[0].api, Some(key.to_owned()));
-    let request = Request {
-        prompt: prompt.to_owned(),
-        ..Request::default()
-    };
+    let request = Request { prompt: prompt.to_owned(), ..Request::default() };
     let deadline = Instant::now() + FIRST_PICTURE;
     let generated = loop {
         match client.generate(&request, &mut progress).await {
@@ -75,41 +70,25 @@ pub async fn picture(
             done => break done?,
         }
     };
-    std::fs::write(file, &generated.png).map_err(|source| DemoError::Write {
-        path: file.to_owned(),
-        source,
-    })?;
+    std::fs::write(file, &generated.png)
+        .map_err(|source| DemoError::Write { path: file.to_owned(), source })?;
     Ok(generated)
 }
 
 /// Waits until every miner has a weight of every validator and incentive on the chain.
-pub async fn weights(
-    net: &Devnet,
-    mut waiting: impl FnMut(&[Line]),
-) -> Result<Vec<Line>, DemoError> {
+pub async fn weights(net: &Devnet, mut waiting: impl FnMut(&[Line])) -> Result<Vec<Line>, DemoError> {
     let deadline = Instant::now() + WEIGHTS;
     loop {
         let lines = lines(net).await?;
         let paid = |line: &Line| {
-            line.incentive > 0.0
-                && line
-                    .weights
-                    .iter()
-                    .all(|weight| weight.is_some_and(|w| w > 0.0))
+            line.incentive > 0.0 && line.weights.iter().all(|weight| weight.is_some_and(|w| w > 0.0))
         };
-        if lines
-            .iter()
-            .filter(|line| line.name.starts_with("miner"))
-            .all(paid)
-        {
+        if lines.iter().filter(|line| line.name.starts_with("miner")).all(paid) {
             return Ok(lines);
         }
         if Instant::now() >= deadline {
             let table = table(&lines);
-            return Err(DemoError::NoWeights {
-                seconds: WEIGHTS.as_secs(),
-                table,
-            });
+            return Err(DemoError::NoWeights { seconds: WEIGHTS.as_secs(), table });
         }
         waiting(&lines);
         sleep(POLL).await;
@@ -128,11 +107,7 @@ async fn lines(net: &Devnet) -> Result<Vec<Line>, ChainError> {
         let neuron = metagraph.by_hotkey(hotkey)?;
         let weight = |validator: &super::Validator| {
             let row = rows.iter().find(|row| row.hotkey == validator.hotkey)?;
-            let sum: f64 = row
-                .weights
-                .iter()
-                .map(|&(_, weight)| f64::from(weight))
-                .sum();
+            let sum: f64 = row.weights.iter().map(|&(_, weight)| f64::from(weight)).sum();
             let (_, weight) = row.weights.iter().find(|(uid, _)| *uid == neuron.uid)?;
             Some(f64::from(*weight) / sum)
         };
@@ -142,10 +117,7 @@ async fn lines(net: &Devnet) -> Result<Vec<Line>, ChainError> {
             hotkey: hotkey.to_string(),
             stake_tao: neuron.stake as f64 / TAO as f64,
             weights: net.validators.iter().map(weight).collect(),
-            score: scores
-                .iter()
-                .find(|(key, _)| *key == hotkey.to_string())
-                .map(|(_, score)| *score),
+            score: scores.iter().find(|(key, _)| *key == hotkey.to_string()).map(|(_, score)| *score),
             incentive: share(neuron.incentive),
             dividends: share(neuron.dividends),
             vtrust: share(neuron.vtrust),
@@ -160,42 +132,20 @@ async fn scores(net: &Devnet) -> Vec<(String, f64)> {
         Ok(client) => client.status().await.unwrap_or_default(),
         Err(_) => Value::Null,
     };
-    let miners = status["work"]["miners"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default();
-    let score = |miner: &Value| {
-        Some((
-            miner["hotkey"].as_str()?.to_owned(),
-            miner["score"].as_f64()?,
-        ))
-    };
+    let miners = status["work"]["miners"].as_array().cloned().unwrap_or_default();
+    let score = |miner: &Value| Some((miner["hotkey"].as_str()?.to_owned(), miner["score"].as_f64()?));
     miners.iter().filter_map(score).collect()
 }
 
 /// The lines for people.
 pub fn table(lines: &[Line]) -> String {
-    let validators = lines
-        .iter()
-        .map(|line| line.weights.len())
-        .max()
-        .unwrap_or(0);
-    let mut header: Vec<String> = ["uid", "node", "hotkey", "stake", "score"]
-        .iter()
-        .map(|&h| h.to_owned())
-        .collect();
+    let validators = lines.iter().map(|line| line.weights.len()).max().unwrap_or(0);
+    let mut header: Vec<String> =
+        ["uid", "node", "hotkey", "stake", "score"].iter().map(|&h| h.to_owned()).collect();
     header.extend((1..=validators).map(|n| format!("weight by v{n}")));
-    header.extend(
-        ["incentive", "dividends", "vtrust"]
-            .iter()
-            .map(|&h| h.to_owned()),
-    );
+    header.extend(["incentive", "dividends", "vtrust"].iter().map(|&h| h.to_owned()));
     let number = |value: f64| {
-        if value == 0.0 {
-            "–".to_owned()
-        } else {
-            format!("{value:.3}")
-        }
+        if value == 0.0 { "–".to_owned() } else { format!("{value:.3}") }
     };
     let mut rows = vec![header];
     for line in lines {
@@ -203,18 +153,10 @@ pub fn table(lines: &[Line]) -> String {
             line.uid.to_string(),
             line.name.clone(),
             format!("{}…", &line.hotkey[..8]),
-            if line.stake_tao == 0.0 {
-                "–".into()
-            } else {
-                format!("{:.0} τ", line.stake_tao)
-            },
+            if line.stake_tao == 0.0 { "–".into() } else { format!("{:.0} τ", line.stake_tao) },
             line.score.map_or("–".into(), |score| format!("{score:.3}")),
         ];
-        row.extend(
-            line.weights
-                .iter()
-                .map(|weight| weight.map_or("–".into(), number)),
-        );
+        row.extend(line.weights.iter().map(|weight| weight.map_or("–".into(), number)));
         row.extend([line.incentive, line.dividends, line.vtrust].map(number));
         rows.push(row);
     }
@@ -223,26 +165,15 @@ pub fn table(lines: &[Line]) -> String {
 
 /// Columns as wide as their widest cell; a rule under the header.
 fn align(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:>width$}"))
-            .collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
         text += &format!("  {}\n", cells.join("  "));
         if index == 0 {
-            text += &format!(
-                "  {}\n",
-                "─".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1))
-            );
+            text += &format!("  {}\n", "─".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)));
         }
     }
     text
@@ -268,16 +199,7 @@ mod tests {
         let text = table(&[line]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        assert!(
-            lines
-                .iter()
-                .all(|l| l.chars().count() == lines[0].chars().count()),
-            "{text}"
-        );
-        assert!(
-            lines[2].contains("5GrwvaEF…")
-                && lines[2].contains("0.500")
-                && lines[2].contains("1.250")
-        );
+        assert!(lines.iter().all(|l| l.chars().count() == lines[0].chars().count()), "{text}");
+        assert!(lines[2].contains("5GrwvaEF…") && lines[2].contains("0.500") && lines[2].contains("1.250"));
     }
 }

@@ -97,24 +97,13 @@ pub struct Devnet {
 
 impl Devnet {
     /// Starts everything; `report` is told each step.
-    pub async fn start(
-        options: Options,
-        mut report: impl FnMut(&str),
-    ) -> Result<Self, DevnetError> {
+    pub async fn start(options: Options, mut report: impl FnMut(&str)) -> Result<Self, DevnetError> {
         let layout = Layout::create(&options)?;
         report("starting the development chain");
         let (block_ms, tempo) = (options.block_ms.to_string(), options.tempo.to_string());
         let mut chain = layout.spawn(
             "chain",
-            &[
-                "devchain",
-                "--listen",
-                "127.0.0.1:0",
-                "--block-ms",
-                &block_ms,
-                "--tempo",
-                &tempo,
-            ],
+            &["devchain", "--listen", "127.0.0.1:0", "--block-ms", &block_ms, "--tempo", &tempo],
         )?;
         let chain_url = text(&chain.ready(READY).await?, "endpoint", "chain", "endpoint")?;
 
@@ -129,36 +118,19 @@ impl Devnet {
         let ready = relay.ready(READY).await?;
         let bootstrap = ready["addresses"]
             .as_array()
-            .and_then(|all| {
-                all.iter()
-                    .find_map(|a| a.as_str().filter(|a| a.contains("/127.0.0.1/tcp/")))
-            })
-            .ok_or(DevnetError::Incomplete {
-                name: "relay".into(),
-                what: "address",
-            })?
+            .and_then(|all| all.iter().find_map(|a| a.as_str().filter(|a| a.contains("/127.0.0.1/tcp/"))))
+            .ok_or(DevnetError::Incomplete { name: "relay".into(), what: "address" })?
             .to_owned();
 
-        let mut net = Self {
-            chain,
-            chain_url,
-            relay,
-            bootstrap,
-            miners: Vec::new(),
-            validators: Vec::new(),
-            options,
-        };
+        let mut net =
+            Self { chain, chain_url, relay, bootstrap, miners: Vec::new(), validators: Vec::new(), options };
         report("starting miners and validators");
         net.start_nodes(&layout, hotkeys).await?;
         Ok(net)
     }
 
     /// Miners and validators start side by side: most of it is loading models.
-    async fn start_nodes(
-        &mut self,
-        layout: &Layout,
-        hotkeys: Vec<Hotkey>,
-    ) -> Result<(), DevnetError> {
+    async fn start_nodes(&mut self, layout: &Layout, hotkeys: Vec<Hotkey>) -> Result<(), DevnetError> {
         let names = self.options.names();
         let (miners, validators) = names.split_at(self.options.miners.len());
         let mut started = Vec::new();
@@ -167,30 +139,17 @@ impl Devnet {
             started.push(layout.spawn_node("miner", name, self, &extra)?);
         }
         for (index, name) in validators.iter().enumerate() {
-            let api = if index == 0 {
-                self.options.api.as_str()
-            } else {
-                "127.0.0.1:0"
-            };
+            let api = if index == 0 { self.options.api.as_str() } else { "127.0.0.1:0" };
             started.push(layout.spawn_node("validator", name, self, &["--api", api])?);
         }
         for ((mut process, name), hotkey) in started.into_iter().zip(&names).zip(hotkeys) {
             let ready = process.ready(READY).await?;
             let dir = layout.dir(name);
             if name.starts_with("miner") {
-                self.miners.push(Miner {
-                    process,
-                    dir,
-                    hotkey,
-                });
+                self.miners.push(Miner { process, dir, hotkey });
             } else {
                 let api = format!("http://{}", text(&ready, "api", name, "API address")?);
-                self.validators.push(Validator {
-                    process,
-                    dir,
-                    api,
-                    hotkey,
-                });
+                self.validators.push(Validator { process, dir, api, hotkey });
             }
         }
         Ok(())
@@ -198,11 +157,8 @@ impl Devnet {
 
     /// Stops validators, then miners, then what they stand on.
     pub async fn stop(self) {
-        let nodes = self
-            .validators
-            .into_iter()
-            .map(|v| v.process)
-            .chain(self.miners.into_iter().map(|m| m.process));
+        let nodes =
+            self.validators.into_iter().map(|v| v.process).chain(self.miners.into_iter().map(|m| m.process));
         futures::future::join_all(nodes.map(Process::stop)).await;
         self.relay.stop().await;
         self.chain.stop().await;
@@ -215,30 +171,19 @@ impl Devnet {
     /// A new API key of the first validator.
     pub async fn key(&self, name: &str) -> Result<String, DevnetError> {
         let dir = path_text(&self.validators[0].dir);
-        let made = command(
-            &self.options.binary,
-            &["keys", "new", name, "--data-dir", &dir],
-        )
-        .await?;
+        let made = command(&self.options.binary, &["keys", "new", name, "--data-dir", &dir]).await?;
         text(&made, "key", "keys new", "key")
     }
 }
 
 /// Loopback only, any free port.
-const LISTEN: [&str; 4] = [
-    "--listen",
-    "/ip4/127.0.0.1/tcp/0",
-    "--listen",
-    "/ip4/127.0.0.1/udp/0/quic-v1",
-];
+const LISTEN: [&str; 4] = ["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
 
 impl Options {
     /// `miner-1`, …, `validator-1`, …: names of folders, hotkeys and logs.
     fn names(&self) -> Vec<String> {
         let miners = (1..=self.miners.len()).map(|n| format!("miner-{n}"));
-        miners
-            .chain((1..=self.validators).map(|n| format!("validator-{n}")))
-            .collect()
+        miners.chain((1..=self.validators).map(|n| format!("validator-{n}"))).collect()
     }
 }
 
@@ -252,21 +197,13 @@ struct Layout {
 
 impl Layout {
     fn create(options: &Options) -> Result<Self, DevnetError> {
-        let fail = |source| DevnetError::Folder {
-            path: options.dir.clone(),
-            source,
-        };
+        let fail = |source| DevnetError::Folder { path: options.dir.clone(), source };
         fs::create_dir_all(&options.dir).map_err(fail)?;
         let root = fs::canonicalize(&options.dir).map_err(fail)?;
         let config = root.join("devnet.toml");
         fs::write(&config, &options.config).map_err(fail)?;
         let wallets = root.join("wallets");
-        Ok(Self {
-            binary: options.binary.clone(),
-            root,
-            config,
-            wallets,
-        })
+        Ok(Self { binary: options.binary.clone(), root, config, wallets })
     }
 
     fn dir(&self, name: &str) -> PathBuf {
@@ -282,12 +219,7 @@ impl Layout {
             all.extend(["--config".into(), path_text(&self.config)]);
         }
         let log = self.root.join(format!("{name}.log"));
-        let spec = Spec {
-            name: name.to_owned(),
-            binary: self.binary.clone(),
-            arguments: all,
-            log,
-        };
+        let spec = Spec { name: name.to_owned(), binary: self.binary.clone(), arguments: all, log };
         Ok(Process::start(spec)?)
     }
 
@@ -321,11 +253,7 @@ impl Layout {
     async fn register(&self, name: &str, chain: &dev::Client) -> Result<Hotkey, DevnetError> {
         let pair = self.pair(name)?;
         let hotkey = pair.hotkey();
-        let known = chain
-            .metagraph(NETUID)
-            .await
-            .ok()
-            .and_then(|m| m.by_hotkey(&hotkey).cloned());
+        let known = chain.metagraph(NETUID).await.ok().and_then(|m| m.by_hotkey(&hotkey).cloned());
         if known.is_none() {
             chain.register(&pair, NETUID).await?;
         }
@@ -337,11 +265,8 @@ impl Layout {
     }
 
     fn pair(&self, name: &str) -> Result<HotkeyPair, DevnetError> {
-        let wallet = Wallet {
-            path: Some(self.wallets.clone()),
-            name: Some(WALLET.into()),
-            hotkey: Some(name.into()),
-        };
+        let wallet =
+            Wallet { path: Some(self.wallets.clone()), name: Some(WALLET.into()), hotkey: Some(name.into()) };
         match wallet.load() {
             Err(IdentityError::NoHotkey { .. }) => {
                 let secret = HotkeySecret::generate();
@@ -358,19 +283,13 @@ fn path_text(path: &Path) -> String {
 }
 
 fn text(value: &Value, field: &str, name: &str, what: &'static str) -> Result<String, DevnetError> {
-    let missing = || DevnetError::Incomplete {
-        name: name.to_owned(),
-        what,
-    };
+    let missing = || DevnetError::Incomplete { name: name.to_owned(), what };
     value[field].as_str().map(str::to_owned).ok_or_else(missing)
 }
 
 /// Runs `argus --json …` to its end.
 async fn command(binary: &Path, arguments: &[&str]) -> Result<Value, DevnetError> {
-    let fail = |message: String| DevnetError::Command {
-        command: arguments[..2].join(" "),
-        message,
-    };
+    let fail = |message: String| DevnetError::Command { command: arguments[..2].join(" "), message };
     let output = tokio::process::Command::new(binary)
         .arg("--json")
         .args(arguments)
@@ -379,9 +298,7 @@ async fn command(binary: &Path, arguments: &[&str]) -> Result<Value, DevnetError
         .await
         .map_err(|e| fail(e.to_string()))?;
     if !output.status.success() {
-        return Err(fail(
-            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        ));
+        return Err(fail(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
     serde_json::from_slice(&output.stdout).map_err(|e| fail(format!("its answer is not JSON: {e}")))
 }

@@ -34,18 +34,9 @@ pub enum ProcessError {
     #[error("cannot start {name}: {source}")]
     Spawn { name: String, source: io::Error },
     #[error("{name} was not ready within {seconds} s; its log is {log}\n{tail}")]
-    NotReady {
-        name: String,
-        seconds: u64,
-        log: String,
-        tail: String,
-    },
+    NotReady { name: String, seconds: u64, log: String, tail: String },
     #[error("{name} ended before it was ready; its log is {log}\n{tail}")]
-    Ended {
-        name: String,
-        log: String,
-        tail: String,
-    },
+    Ended { name: String, log: String, tail: String },
 }
 
 /// What to run: a subcommand of this binary.
@@ -73,12 +64,7 @@ impl Process {
         let stop = CancellationToken::new();
         let child = spawn(&spec)?;
         let supervisor = tokio::spawn(supervise(spec.clone(), child, ready_out, stop.clone()));
-        Ok(Self {
-            spec,
-            ready,
-            stop,
-            supervisor,
-        })
+        Ok(Self { spec, ready, stop, supervisor })
     }
 
     pub fn name(&self) -> &str {
@@ -88,20 +74,12 @@ impl Process {
     /// Waits for the child's `ready` line and returns it.
     pub async fn ready(&mut self, within: Duration) -> Result<Value, ProcessError> {
         let waiting = timeout(within, self.ready.wait_for(Option::is_some)).await;
-        let (name, log, tail) = (
-            self.spec.name.clone(),
-            self.spec.log.display().to_string(),
-            tail(&self.spec.log),
-        );
+        let (name, log, tail) =
+            (self.spec.name.clone(), self.spec.log.display().to_string(), tail(&self.spec.log));
         match waiting {
             Ok(Ok(line)) => Ok(line.clone().expect("waited for a line")),
             Ok(Err(_)) => Err(ProcessError::Ended { name, log, tail }),
-            Err(_) => Err(ProcessError::NotReady {
-                name,
-                seconds: within.as_secs(),
-                log,
-                tail,
-            }),
+            Err(_) => Err(ProcessError::NotReady { name, seconds: within.as_secs(), log, tail }),
         }
     }
 
@@ -113,15 +91,8 @@ impl Process {
 }
 
 fn spawn(spec: &Spec) -> Result<Child, ProcessError> {
-    let fail = |source| ProcessError::Spawn {
-        name: spec.name.clone(),
-        source,
-    };
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&spec.log)
-        .map_err(fail)?;
+    let fail = |source| ProcessError::Spawn { name: spec.name.clone(), source };
+    let log = OpenOptions::new().create(true).append(true).open(&spec.log).map_err(fail)?;
     let mut command = Command::new(&spec.binary);
     command
         .args(&spec.arguments)
@@ -146,12 +117,7 @@ fn spawn(spec: &Spec) -> Result<Child, ProcessError> {
     command.spawn().map_err(fail)
 }
 
-async fn supervise(
-    spec: Spec,
-    first: Child,
-    ready: watch::Sender<Option<Value>>,
-    stop: CancellationToken,
-) {
+async fn supervise(spec: Spec, first: Child, ready: watch::Sender<Option<Value>>, stop: CancellationToken) {
     let mut child = first;
     let mut restarts = 0;
     loop {

@@ -34,10 +34,7 @@ pub type StatusSource = Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     #[error("cannot listen on {address} (admin_listen): {source}")]
-    Listen {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Listen { address: SocketAddr, source: io::Error },
     #[error("cannot write {path}: {source}")]
     Write { path: PathBuf, source: io::Error },
     #[error("no node runs on {path}: start one, or name its folder with --data-dir")]
@@ -45,10 +42,7 @@ pub enum AdminError {
     #[error("{path} is damaged: {message}; it is written anew when the node starts")]
     Damaged { path: PathBuf, message: String },
     #[error("the node at {address} does not answer: {message}")]
-    Unreachable {
-        address: SocketAddr,
-        message: String,
-    },
+    Unreachable { address: SocketAddr, message: String },
 }
 
 /// What `admin.json` says.
@@ -73,43 +67,22 @@ pub async fn serve(
     registry: Arc<Registry>,
     shutdown: CancellationToken,
 ) -> Result<(SocketAddr, impl Future<Output = io::Result<()>> + use<>), AdminError> {
-    let fail = |source| AdminError::Listen {
-        address: listen,
-        source,
-    };
+    let fail = |source| AdminError::Listen { address: listen, source };
     let listener = TcpListener::bind(listen).await.map_err(fail)?;
     let address = listener.local_addr().map_err(fail)?;
     let mut secret = [0; 32];
-    rand::rngs::OsRng
-        .try_fill_bytes(&mut secret)
-        .map_err(|e| fail(io::Error::other(e)))?;
-    let ticket = Ticket {
-        address,
-        token: hex::encode(secret),
-        pid: std::process::id(),
-    };
+    rand::rngs::OsRng.try_fill_bytes(&mut secret).map_err(|e| fail(io::Error::other(e)))?;
+    let ticket = Ticket { address, token: hex::encode(secret), pid: std::process::id() };
     let path = folder.admin();
-    write_private(&path, &ticket).map_err(|source| AdminError::Write {
-        path: path.clone(),
-        source,
-    })?;
-    let admin = Arc::new(Admin {
-        token: ticket.token,
-        status,
-        registry,
-    });
+    write_private(&path, &ticket).map_err(|source| AdminError::Write { path: path.clone(), source })?;
+    let admin = Arc::new(Admin { token: ticket.token, status, registry });
     let router = Router::new()
-        .route(
-            "/health",
-            get(|| async { Json(serde_json::json!({ "alive": true })) }),
-        )
+        .route("/health", get(|| async { Json(serde_json::json!({ "alive": true })) }))
         .route("/metrics", get(metrics))
         .route("/status", get(answer_status))
         .with_state(admin);
     let serving = async move {
-        let served = axum::serve(listener, router)
-            .with_graceful_shutdown(shutdown.cancelled_owned())
-            .await;
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await;
         // A ticket of a stopped node would send `argus status` to whoever has the port next.
         let _ = std::fs::remove_file(path);
         served
@@ -156,22 +129,15 @@ pub struct AdminClient {
 impl AdminClient {
     pub fn open(folder: &DataFolder) -> Result<Self, AdminError> {
         let path = folder.admin();
-        let text = std::fs::read(&path).map_err(|_| AdminError::NotRunning {
-            path: folder.path().into(),
-        })?;
-        let ticket = serde_json::from_slice(&text).map_err(|e| AdminError::Damaged {
-            path,
-            message: e.to_string(),
-        })?;
+        let text = std::fs::read(&path).map_err(|_| AdminError::NotRunning { path: folder.path().into() })?;
+        let ticket = serde_json::from_slice(&text)
+            .map_err(|e| AdminError::Damaged { path, message: e.to_string() })?;
         Ok(Self { ticket })
     }
 
     pub async fn status(&self) -> Result<Value, AdminError> {
         let address = self.ticket.address;
-        let fail = |error: reqwest::Error| AdminError::Unreachable {
-            address,
-            message: error.to_string(),
-        };
+        let fail = |error: reqwest::Error| AdminError::Unreachable { address, message: error.to_string() };
         reqwest::Client::new()
             .get(format!("http://{address}/status"))
             .bearer_auth(&self.ticket.token)
@@ -194,38 +160,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = DataFolder::at(dir.path());
         let shutdown = CancellationToken::new();
-        let status: StatusSource =
-            Arc::new(|| Box::pin(async { serde_json::json!({ "role": "relay" }) }));
+        let status: StatusSource = Arc::new(|| Box::pin(async { serde_json::json!({ "role": "relay" }) }));
         let registry = Arc::new(Registry::default());
-        let (address, serving) = serve(
-            ([127, 0, 0, 1], 0).into(),
-            &folder,
-            status,
-            registry,
-            shutdown.clone(),
-        )
-        .await
-        .unwrap();
+        let (address, serving) =
+            serve(([127, 0, 0, 1], 0).into(), &folder, status, registry, shutdown.clone()).await.unwrap();
         let server = tokio::spawn(serving);
         let answer = AdminClient::open(&folder).unwrap().status().await.unwrap();
         assert_eq!(answer["role"], "relay");
-        let refused = reqwest::get(format!("http://{address}/status"))
-            .await
-            .unwrap();
+        let refused = reqwest::get(format!("http://{address}/status")).await.unwrap();
         assert_eq!(refused.status(), 401);
-        assert!(
-            reqwest::get(format!("http://{address}/metrics"))
-                .await
-                .unwrap()
-                .status()
-                .is_success()
-        );
+        assert!(reqwest::get(format!("http://{address}/metrics")).await.unwrap().status().is_success());
         shutdown.cancel();
         server.await.unwrap().unwrap();
-        assert!(matches!(
-            AdminClient::open(&folder),
-            Err(AdminError::NotRunning { .. })
-        ));
+        assert!(matches!(AdminClient::open(&folder), Err(AdminError::NotRunning { .. })));
     }
 
     #[test]
@@ -233,9 +180,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = DataFolder::at(dir.path());
         std::fs::write(folder.admin(), b"{").unwrap();
-        assert!(matches!(
-            AdminClient::open(&folder),
-            Err(AdminError::Damaged { .. })
-        ));
+        assert!(matches!(AdminClient::open(&folder), Err(AdminError::Damaged { .. })));
     }
 }

@@ -44,10 +44,7 @@ impl DataFolder {
 
     /// Makes the folder, for its owner alone.
     pub fn create(&self) -> Result<(), FolderError> {
-        let fail = |source| FolderError::Io {
-            path: self.0.clone(),
-            source,
-        };
+        let fail = |source| FolderError::Io { path: self.0.clone(), source };
         fs::create_dir_all(&self.0).map_err(fail)?;
         #[cfg(unix)]
         {

@@ -94,12 +94,7 @@ impl Node {
         let netuid = config.netuid.unwrap_or(DEFAULT_NETUID);
         let mut settings = config.net.clone();
         settings.relay_server |= role == Role::Relay;
-        let Net {
-            handle,
-            events,
-            queries,
-            task,
-        } = net::start(
+        let Net { handle, events, queries, task } = net::start(
             settings,
             identity::node_key(folder.path())?,
             pair.clone(),
@@ -127,11 +122,7 @@ impl Node {
 
     /// What every role has besides its work: the record, the admin endpoint, and somebody who listens to
     /// the net's events.
-    async fn open(
-        mut self,
-        config: &Config,
-        api: Option<SocketAddr>,
-    ) -> anyhow::Result<(Ready, Tree)> {
+    async fn open(mut self, config: &Config, api: Option<SocketAddr>) -> anyhow::Result<(Ready, Tree)> {
         let addresses = watch::Sender::new(Vec::new());
         let publisher = self.pair.as_ref().map(|pair| Publisher {
             handle: self.handle.clone(),
@@ -143,39 +134,31 @@ impl Node {
         });
         if let Some(publisher) = publisher {
             let token = self.tree.token(Stage::Carry);
-            self.tree
-                .spawn(Stage::Carry, "the record publisher", async move {
-                    publisher.run(token).await;
-                    Ok(())
-                });
+            self.tree.spawn(Stage::Carry, "the record publisher", async move {
+                publisher.run(token).await;
+                Ok(())
+            });
         }
         let mut events = self.events.take().expect("taken here alone");
         let mut settled = addresses.subscribe();
         let token = self.tree.token(Stage::Carry);
-        self.tree
-            .spawn(Stage::Carry, "the event listener", async move {
-                loop {
-                    tokio::select! {
-                        () = token.cancelled() => return Ok(()),
-                        event = events.recv() => match event {
-                            Some(Event::AddressesChanged(all)) => _ = addresses.send_replace(all),
-                            Some(_) => {}
-                            // The net ended; its own task says why.
-                            None => return Ok(token.cancelled().await),
-                        }
+        self.tree.spawn(Stage::Carry, "the event listener", async move {
+            loop {
+                tokio::select! {
+                    () = token.cancelled() => return Ok(()),
+                    event = events.recv() => match event {
+                        Some(Event::AddressesChanged(all)) => _ = addresses.send_replace(all),
+                        Some(_) => {}
+                        // The net ended; its own task says why.
+                        None => return Ok(token.cancelled().await),
                     }
                 }
-            });
+            }
+        });
         // A node without any address yet (behind NAT, before its relay answers) is ready all the same.
-        let _ = tokio::time::timeout(
-            Duration::from_secs(2),
-            settled.wait_for(|all| !all.is_empty()),
-        )
-        .await;
+        let _ = tokio::time::timeout(Duration::from_secs(2), settled.wait_for(|all| !all.is_empty())).await;
         tokio::time::sleep(SETTLE).await;
-        let report = self
-            .report(settled.borrow().clone(), api, config.admin_listen)
-            .await?;
+        let report = self.report(settled.borrow().clone(), api, config.admin_listen).await?;
         Ok((report, self.tree))
     }
 
@@ -197,10 +180,7 @@ impl Node {
         let status = self.status_source(&ready);
         let token = self.tree.token(Stage::Carry);
         let (admin, serving) = admin::serve(listen, &self.folder, status, registry, token).await?;
-        self.tree
-            .spawn(Stage::Carry, "the admin endpoint", async move {
-                Ok(serving.await?)
-            });
+        self.tree.spawn(Stage::Carry, "the admin endpoint", async move { Ok(serving.await?) });
         ready.admin = admin;
         Ok(ready)
     }
@@ -214,11 +194,7 @@ impl Node {
             let (handle, role, mut status) = (handle.clone(), role.clone(), fixed.clone());
             Box::pin(async move {
                 if let Ok(snapshot) = handle.snapshot().await {
-                    let addresses = snapshot
-                        .external
-                        .iter()
-                        .map(|report| report.address.clone())
-                        .collect();
+                    let addresses = snapshot.external.iter().map(|report| report.address.clone()).collect();
                     status["addresses"] = serde_json::json!(with_peer(addresses, snapshot.peer));
                     status["net"] = serde_json::json!(snapshot);
                 }

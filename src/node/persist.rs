@@ -22,53 +22,28 @@ fn log(what: &str, result: Result<(), StoreError>) {
 
 impl Persist for Kept {
     fn records(&self) -> Vec<Vec<u8>> {
-        self.scan(Table::Records)
-            .into_iter()
-            .map(|(_, record)| record)
-            .collect()
+        self.scan(Table::Records).into_iter().map(|(_, record)| record).collect()
     }
 
     fn put_record(&self, key: [u8; 32], signed: &[u8]) {
-        log(
-            "a record",
-            self.0
-                .put(Table::Records, &key, signed, Durability::Buffered),
-        );
+        log("a record", self.0.put(Table::Records, &key, signed, Durability::Buffered));
     }
 
     fn remove_record(&self, key: [u8; 32]) {
-        log(
-            "a record",
-            self.0.delete(Table::Records, &key, Durability::Buffered),
-        );
+        log("a record", self.0.delete(Table::Records, &key, Durability::Buffered));
     }
 
     fn peers(&self) -> Vec<KnownPeer> {
         let known = |(_, value): (Vec<u8>, Vec<u8>)| serde_json::from_slice(&value).ok();
-        self.scan(Table::Peers)
-            .into_iter()
-            .filter_map(known)
-            .collect()
+        self.scan(Table::Peers).into_iter().filter_map(known).collect()
     }
 
     fn put_peer(&self, peer: &KnownPeer) {
-        log(
-            "a peer",
-            self.0.put_json(
-                Table::Peers,
-                &peer.peer.to_bytes(),
-                peer,
-                Durability::Buffered,
-            ),
-        );
+        log("a peer", self.0.put_json(Table::Peers, &peer.peer.to_bytes(), peer, Durability::Buffered));
     }
 
     fn remove_peer(&self, peer: &PeerId) {
-        log(
-            "a peer",
-            self.0
-                .delete(Table::Peers, &peer.to_bytes(), Durability::Buffered),
-        );
+        log("a peer", self.0.delete(Table::Peers, &peer.to_bytes(), Durability::Buffered));
     }
 }
 

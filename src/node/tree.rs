@@ -33,14 +33,8 @@ struct Branch {
 
 impl Tree {
     pub fn new() -> Self {
-        let branch = || Branch {
-            stop: CancellationToken::new(),
-            tasks: JoinSet::new(),
-        };
-        Self {
-            work: branch(),
-            carry: branch(),
-        }
+        let branch = || Branch { stop: CancellationToken::new(), tasks: JoinSet::new() };
+        Self { work: branch(), carry: branch() }
     }
 
     fn branch(&mut self, stage: Stage) -> &mut Branch {
@@ -59,9 +53,7 @@ impl Tree {
     where
         F: Future<Output = anyhow::Result<()>> + Send + 'static,
     {
-        self.branch(stage)
-            .tasks
-            .spawn(async move { (name, task.await) });
+        self.branch(stage).tasks.spawn(async move { (name, task.await) });
     }
 
     /// Runs until `stop` or until a task ends by itself; then drains every stage in order.
@@ -73,9 +65,7 @@ impl Tree {
         };
         let outcome = match early {
             None => Ok(()),
-            Some(Ok((name, Ok(())))) => {
-                Err(anyhow!("{name} ended by itself, which it never should"))
-            }
+            Some(Ok((name, Ok(())))) => Err(anyhow!("{name} ended by itself, which it never should")),
             Some(Ok((name, Err(error)))) => Err(error.context(format!("{name} failed"))),
             Some(Err(panic)) => Err(anyhow!(panic).context("a part of the node panicked")),
         };
@@ -94,9 +84,7 @@ impl Branch {
         let draining = async {
             while let Some(ended) = self.tasks.join_next().await {
                 let result = match ended {
-                    Ok((name, result)) => {
-                        result.with_context(|| format!("{name} did not stop cleanly"))
-                    }
+                    Ok((name, result)) => result.with_context(|| format!("{name} did not stop cleanly")),
                     Err(panic) => Err(anyhow!(panic)),
                 };
                 if outcome.is_ok() {
@@ -106,10 +94,7 @@ impl Branch {
         };
         if timeout(DRAIN, draining).await.is_err() {
             self.tasks.abort_all();
-            return Err(anyhow!(
-                "the node did not drain within {} s and was cut off",
-                DRAIN.as_secs()
-            ));
+            return Err(anyhow!("the node did not drain within {} s and was cut off", DRAIN.as_secs()));
         }
         outcome
     }
@@ -132,10 +117,7 @@ mod tests {
             });
         }
         tree.run(async {}).await.unwrap();
-        assert_eq!(
-            [seen.recv().await, seen.recv().await],
-            [Some("miner"), Some("net")]
-        );
+        assert_eq!([seen.recv().await, seen.recv().await], [Some("miner"), Some("net")]);
     }
 
     #[tokio::test]
@@ -156,9 +138,6 @@ mod tests {
         let mut tree = Tree::new();
         tree.spawn(Stage::Work, "gateway", async { Ok(()) });
         let error = tree.run(std::future::pending()).await.unwrap_err();
-        assert!(
-            error.to_string().contains("gateway ended by itself"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("gateway ended by itself"), "{error}");
     }
 }

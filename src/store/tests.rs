@@ -18,56 +18,30 @@ fn temporary() -> (tempfile::TempDir, Store) {
 fn child(test: &str, path: &Path) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
-        .args([
-            "--exact",
-            &format!("store::tests::{test}"),
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", &format!("store::tests::{test}"), "--ignored", "--nocapture"])
         .env("ARGUS_TEST_PATH", path)
         .stdin(Stdio::null());
     command
 }
 
 fn child_path() -> PathBuf {
-    env::var_os("ARGUS_TEST_PATH")
-        .expect("run by another test")
-        .into()
+    env::var_os("ARGUS_TEST_PATH").expect("run by another test").into()
 }
 
 #[test]
 fn what_is_put_is_read_back_deleted_and_kept_over_a_reopen() {
     let (dir, store) = temporary();
     let path = dir.path().join("db");
-    store
-        .put(Table::Meta, b"a", b"1", Durability::Buffered)
-        .unwrap();
-    store
-        .put(Table::Peers, b"a", b"2", Durability::Synced)
-        .unwrap();
-    store
-        .put_json(Table::Meta, b"json", &vec![1u8, 2], Durability::Buffered)
-        .unwrap();
-    store
-        .delete(Table::Peers, b"nothing", Durability::Buffered)
-        .unwrap();
+    store.put(Table::Meta, b"a", b"1", Durability::Buffered).unwrap();
+    store.put(Table::Peers, b"a", b"2", Durability::Synced).unwrap();
+    store.put_json(Table::Meta, b"json", &vec![1u8, 2], Durability::Buffered).unwrap();
+    store.delete(Table::Peers, b"nothing", Durability::Buffered).unwrap();
     drop(store);
     let store = Store::open(&path).unwrap();
-    assert_eq!(
-        store.get(Table::Meta, b"a").unwrap().as_deref(),
-        Some(&b"1"[..])
-    );
-    assert_eq!(
-        store.get(Table::Peers, b"a").unwrap().as_deref(),
-        Some(&b"2"[..])
-    );
-    assert_eq!(
-        store.get_json::<Vec<u8>>(Table::Meta, b"json").unwrap(),
-        Some(vec![1, 2])
-    );
-    store
-        .delete(Table::Peers, b"a", Durability::Synced)
-        .unwrap();
+    assert_eq!(store.get(Table::Meta, b"a").unwrap().as_deref(), Some(&b"1"[..]));
+    assert_eq!(store.get(Table::Peers, b"a").unwrap().as_deref(), Some(&b"2"[..]));
+    assert_eq!(store.get_json::<Vec<u8>>(Table::Meta, b"json").unwrap(), Some(vec![1, 2]));
+    store.delete(Table::Peers, b"a", Durability::Synced).unwrap();
     assert_eq!(store.get(Table::Peers, b"a").unwrap(), None);
     assert_eq!(store.get_json::<String>(Table::Peers, b"a").unwrap(), None);
     let wrong = store.get_json::<String>(Table::Meta, b"json").unwrap_err();
@@ -88,18 +62,8 @@ fn a_new_database_is_empty_and_private() {
 #[test]
 fn scans_keep_to_prefix_order_and_limit() {
     let (_dir, store) = temporary();
-    for key in [
-        &b"a"[..],
-        b"a\x00",
-        b"a\xff",
-        b"a\xff\xff",
-        b"b",
-        b"\xff",
-        b"\xff\xff",
-    ] {
-        store
-            .put(Table::Scores, key, key, Durability::Buffered)
-            .unwrap();
+    for key in [&b"a"[..], b"a\x00", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"\xff\xff"] {
+        store.put(Table::Scores, key, key, Durability::Buffered).unwrap();
     }
     let keys = |entries: Entries| entries.into_iter().map(|(k, _)| k).collect::<Vec<_>>();
     let scan = |prefix: &[u8], limit| keys(store.scan(Table::Scores, prefix, limit).unwrap());
@@ -113,17 +77,10 @@ fn scans_keep_to_prefix_order_and_limit() {
     assert_eq!(back(b"a", 2), [&b"a\xff\xff"[..], b"a\xff"]);
     assert_eq!(back(b"\xff", 1), [&b"\xff\xff"[..]]);
     let range = |from: &[u8], to: &[u8]| keys(store.range(Table::Scores, from, to, 9).unwrap());
-    assert_eq!(
-        range(b"a\x00", b"b"),
-        [&b"a\x00"[..], b"a\xff", b"a\xff\xff"]
-    );
+    assert_eq!(range(b"a\x00", b"b"), [&b"a\x00"[..], b"a\xff", b"a\xff\xff"]);
     assert_eq!(range(b"b", b"a"), [[0u8; 0]; 0]);
-    store
-        .delete_range(Table::Scores, b"a\x00", b"b", Durability::Buffered)
-        .unwrap();
-    store
-        .delete_range(Table::Scores, b"z", b"a", Durability::Buffered)
-        .unwrap();
+    store.delete_range(Table::Scores, b"a\x00", b"b", Durability::Buffered).unwrap();
+    store.delete_range(Table::Scores, b"z", b"a", Durability::Buffered).unwrap();
     assert_eq!(scan(b"", 9), [&b"a"[..], b"b", b"\xff", b"\xff\xff"]);
 }
 
@@ -133,41 +90,25 @@ fn a_batch_with_one_bad_operation_writes_nothing() {
     let mut batch = Batch::new();
     batch.put(Table::Meta, b"good", b"1");
     batch.put(Table::Meta, b"bad", &vec![0; limits::VALUE + 1]);
-    assert_eq!(
-        store.write(batch, Durability::Synced).unwrap_err().reason(),
-        "too_large"
-    );
+    assert_eq!(store.write(batch, Durability::Synced).unwrap_err().reason(), "too_large");
     assert_eq!(store.get(Table::Meta, b"good").unwrap(), None);
     let long = vec![0; limits::KEY + 1];
-    let error = store
-        .put(Table::Meta, &long, b"", Durability::Buffered)
-        .unwrap_err();
+    let error = store.put(Table::Meta, &long, b"", Durability::Buffered).unwrap_err();
     assert!(error.to_string().contains("1025 bytes"), "{error}");
 }
 
 #[test]
 fn a_database_in_use_is_refused_by_open_and_by_repair() {
     let (dir, store) = temporary();
-    store
-        .put(Table::Meta, b"a", b"1", Durability::Synced)
-        .unwrap();
+    store.put(Table::Meta, b"a", b"1", Durability::Synced).unwrap();
     // In this process, and in another one: RocksDB words the two differently.
     assert_eq!(Store::open(store.path()).unwrap_err().reason(), "locked");
     assert_eq!(Store::repair(store.path()).unwrap_err().reason(), "locked");
-    let status = child("open_is_locked", store.path())
-        .stdout(Stdio::null())
-        .status()
-        .unwrap();
+    let status = child("open_is_locked", store.path()).stdout(Stdio::null()).status().unwrap();
     assert!(status.success());
-    let left: Vec<_> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["db"], "a refused repair leaves no copy");
-    assert_eq!(
-        store.get(Table::Meta, b"a").unwrap().as_deref(),
-        Some(&b"1"[..])
-    );
+    assert_eq!(store.get(Table::Meta, b"a").unwrap().as_deref(), Some(&b"1"[..]));
 }
 
 #[test]
@@ -207,12 +148,7 @@ fn a_folder_without_permission_is_refused_clearly() {
     let binary = dir.path().join("test-binary");
     fs::copy(env::current_exe().unwrap(), &binary).unwrap();
     let status = Command::new(&binary)
-        .args([
-            "--exact",
-            "store::tests::open_is_denied",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "store::tests::open_is_denied", "--ignored", "--nocapture"])
         .env("ARGUS_TEST_PATH", &path)
         .current_dir("/")
         .uid(65534)
@@ -249,25 +185,11 @@ fn filled(path: &Path) {
     let store = Store::open(path).unwrap();
     for n in 0..500u32 {
         let value = blake3::hash(&n.to_be_bytes());
-        store
-            .put(
-                Table::Scores,
-                &n.to_be_bytes(),
-                value.as_bytes(),
-                Durability::Buffered,
-            )
-            .unwrap();
+        store.put(Table::Scores, &n.to_be_bytes(), value.as_bytes(), Durability::Buffered).unwrap();
     }
     store.inner.db.flush_cf(store.table(Table::Scores)).unwrap();
     for n in 0..50u32 {
-        store
-            .put(
-                Table::Receipts,
-                &n.to_be_bytes(),
-                b"receipt",
-                Durability::Synced,
-            )
-            .unwrap();
+        store.put(Table::Receipts, &n.to_be_bytes(), b"receipt", Durability::Synced).unwrap();
     }
 }
 
@@ -291,9 +213,7 @@ fn without_its_manifest_a_database_is_damaged_and_repair_brings_all_back() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         filled(&path);
-        for file in files(&path, |n| {
-            n.starts_with("MANIFEST") || remove_current && n == "CURRENT"
-        }) {
+        for file in files(&path, |n| n.starts_with("MANIFEST") || remove_current && n == "CURRENT") {
             fs::remove_file(file).unwrap();
         }
         let error = Store::open(&path).unwrap_err();
@@ -303,11 +223,7 @@ fn without_its_manifest_a_database_is_damaged_and_repair_brings_all_back() {
         assert!(repaired.copy.is_dir());
         let store = Store::open(&path).unwrap();
         assert_eq!(entries(&store, Table::Scores), 500);
-        assert_eq!(
-            entries(&store, Table::Receipts),
-            50,
-            "what was in the log alone"
-        );
+        assert_eq!(entries(&store, Table::Receipts), 50, "what was in the log alone");
     }
 }
 
@@ -318,12 +234,7 @@ fn a_truncated_manifest_is_an_error_that_says_what_to_do() {
     filled(&path);
     let manifest = files(&path, |n| n.starts_with("MANIFEST")).pop().unwrap();
     let length = fs::metadata(&manifest).unwrap().len();
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&manifest)
-        .unwrap()
-        .set_len(length / 3)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(&manifest).unwrap().set_len(length / 3).unwrap();
     let error = Store::open(&path).unwrap_err();
     assert_eq!(error.reason(), "damaged", "{error}");
     Store::repair(&path).unwrap();
@@ -362,9 +273,7 @@ fn damaged_tables_are_errors_and_repair_saves_the_rest() {
     assert_eq!(repaired.lost, 1, "{repaired:?}");
     let store = Store::open(&path).unwrap();
     assert_eq!(entries(&store, Table::Receipts), 50);
-    store
-        .put(Table::Scores, b"new", b"1", Durability::Synced)
-        .unwrap();
+    store.put(Table::Scores, b"new", b"1", Durability::Synced).unwrap();
 }
 
 #[test]
@@ -374,19 +283,11 @@ fn garbage_in_every_file_never_panics() {
     filled(&path);
     for file in files(&path, |n| n != "LOCK") {
         let good = fs::read(&file).unwrap();
-        for bad in [
-            Vec::new(),
-            vec![0xa5; good.len() + 7],
-            good[..good.len() / 2].to_vec(),
-        ] {
+        for bad in [Vec::new(), vec![0xa5; good.len() + 7], good[..good.len() / 2].to_vec()] {
             fs::write(&file, bad).unwrap();
             // A log cut short loses its unsynced tail and opens; the rest must be typed errors.
             if let Err(error) = Store::open(&path) {
-                assert!(
-                    ["damaged", "newer"].contains(&error.reason()),
-                    "{}: {error}",
-                    file.display()
-                );
+                assert!(["damaged", "newer"].contains(&error.reason()), "{}: {error}", file.display());
             }
             fs::remove_dir_all(&path).unwrap();
             filled(&path);
@@ -423,9 +324,7 @@ fn acknowledged_writes_survive_kill_9() {
         let mut acknowledged = 0;
         for line in lines {
             let Ok(line) = line else { break };
-            let Some(number) = line.strip_prefix("written ") else {
-                continue;
-            };
+            let Some(number) = line.strip_prefix("written ") else { continue };
             let number = number.parse().unwrap();
             written.push((round, number));
             acknowledged += 1;
@@ -455,11 +354,8 @@ fn write_for_ever() {
         let mut batch = Batch::new();
         batch.put(Table::Periods, &key, &number.to_be_bytes());
         batch.put(Table::Intents, &key, &number.to_be_bytes());
-        let durability = if number % 2 == 0 {
-            Durability::Synced
-        } else {
-            Durability::Buffered
-        };
+        let durability =
+            if number % 2 == 0 { Durability::Synced } else { Durability::Buffered };
         store.write(batch, durability).unwrap();
         println!("written {number}");
     }
@@ -493,11 +389,7 @@ fn a_full_disk_is_an_error_and_no_stall_and_writing_goes_on_when_there_is_space(
     unsafe { command.pre_exec(own_mounts) };
     let output = command.output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{printed}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
@@ -524,19 +416,11 @@ fn fill_a_small_disk() {
     let store = Store::open(&path).unwrap();
     let value = |n: u32| {
         let mut bytes = vec![0; 64 << 10];
-        blake3::Hasher::new()
-            .update(&n.to_be_bytes())
-            .finalize_xof()
-            .fill(&mut bytes);
+        blake3::Hasher::new().update(&n.to_be_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     };
     let put = |store: &Store, n: u32| {
-        store.put(
-            Table::Usage,
-            &n.to_be_bytes(),
-            &value(n),
-            Durability::Synced,
-        )
+        store.put(Table::Usage, &n.to_be_bytes(), &value(n), Durability::Synced)
     };
     let mut acknowledged = Vec::new();
     let mut next = 0;
@@ -557,12 +441,7 @@ fn fill_a_small_disk() {
             Ok(()) => acknowledged.push(next),
             Err(error) => assert_eq!(error.reason(), "full", "{error}"),
         }
-        assert!(
-            store
-                .get(Table::Usage, &0u32.to_be_bytes())
-                .unwrap()
-                .is_some()
-        );
+        assert!(store.get(Table::Usage, &0u32.to_be_bytes()).unwrap().is_some());
     }
     fs::remove_file(&ballast).unwrap();
     let until = Instant::now() + Duration::from_secs(120);

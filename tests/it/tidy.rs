@@ -31,10 +31,7 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
 }
 
 /// Lines of code (comments left out) of `text` that name one of the crates or modules.
-fn mentions<'a>(
-    text: &'a str,
-    names: &'a [&'a str],
-) -> impl Iterator<Item = (usize, &'a str)> + 'a {
+fn mentions<'a>(text: &'a str, names: &'a [&'a str]) -> impl Iterator<Item = (usize, &'a str)> + 'a {
     text.lines().enumerate().filter_map(move |(number, line)| {
         let code = line.split("//").next().unwrap_or_default();
         let named = names.iter().any(|name| {
@@ -55,52 +52,31 @@ fn forbid(under: &str, names: &[&str], allowed: impl Fn(&str) -> bool) {
     for (path, text) in sources(under) {
         let path = path.to_str().unwrap().replace('\\', "/");
         if !allowed(&path) {
-            found.extend(
-                mentions(&text, names)
-                    .map(|(line, code)| format!("{path}:{line}: {}", code.trim())),
-            );
+            found
+                .extend(mentions(&text, names).map(|(line, code)| format!("{path}:{line}: {}", code.trim())));
         }
     }
-    assert!(
-        found.is_empty(),
-        "{names:?} may not be named here:\n{}",
-        found.join("\n")
-    );
+    assert!(found.is_empty(), "{names:?} may not be named here:\n{}", found.join("\n"));
 }
 
 #[test]
 fn protocols_and_models_know_neither_each_other_nor_the_node() {
-    forbid(
-        "protocols/src",
-        &["argus_models", "argus", "tokio", "candle_core"],
-        |_| false,
-    );
-    forbid(
-        "models/src",
-        &["argus_protocols", "argus", "tokio", "libp2p"],
-        |_| false,
-    );
+    forbid("protocols/src", &["argus_models", "argus", "tokio", "candle_core"], |_| false);
+    forbid("models/src", &["argus_protocols", "argus", "tokio", "libp2p"], |_| false);
 }
 
 #[test]
 fn each_heavy_library_has_one_home() {
     forbid("src", &["libp2p"], |path| path.starts_with("src/net/"));
-    forbid(
-        "src",
-        &["candle_core", "candle_nn", "candle_transformers"],
-        |_| false,
-    );
-    forbid("src", &["rocksdb"], |path| {
-        path == "src/store.rs" || path.starts_with("src/store/")
-    });
+    forbid("src", &["candle_core", "candle_nn", "candle_transformers"], |_| false);
+    forbid("src", &["rocksdb"], |path| path == "src/store.rs" || path.starts_with("src/store/"));
     forbid("src", &["bincode"], |_| false);
     forbid("protocols/src", &["bincode"], |path| {
         // The derive macros are named where types are declared; encoding happens in the codec alone.
         path == "protocols/src/codec.rs"
             || sources("protocols/src").iter().any(|(p, text)| {
                 p.to_str() == Some(path)
-                    && mentions(text, &["bincode"])
-                        .all(|(_, line)| line.contains("{Decode, Encode}"))
+                    && mentions(text, &["bincode"]).all(|(_, line)| line.contains("{Decode, Encode}"))
             })
     });
 }
@@ -124,17 +100,9 @@ fn net_knows_no_miner_validator_store_or_chain() {
 #[test]
 fn cores_have_no_clock_and_no_io() {
     for core in CORES {
-        forbid(
-            core.0,
-            &[
-                "Instant::now",
-                "SystemTime::now",
-                "tokio",
-                "std::fs",
-                "rand::rng",
-            ],
-            |path| !core.1.contains(&path),
-        );
+        forbid(core.0, &["Instant::now", "SystemTime::now", "tokio", "std::fs", "rand::rng"], |path| {
+            !core.1.contains(&path)
+        });
     }
 }
 

@@ -50,11 +50,7 @@ pub struct Clip {
 
 impl Clip {
     /// Opens a CLIP model. `threads`: 0 for one a core.
-    pub fn open(
-        files: &ModelFiles,
-        device: DeviceKind,
-        threads: usize,
-    ) -> std::result::Result<Self, LoadError> {
+    pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> std::result::Result<Self, LoadError> {
         let pool = Pool::new(threads)?;
         pool.run(|| Self::load(files, device, pool.clone()))
     }
@@ -71,8 +67,7 @@ impl Clip {
         if !text.has_projection() {
             return Err(weights.unsuitable("there is no text_projection").into());
         }
-        let edge = u32::try_from(config.vision_config.image_size)
-            .map_err(|error| files.bad_config("config.json", error.to_string()))?;
+        let edge = u32::try_from(config.vision_config.image_size).map_err(|error| files.bad_config("config.json", error.to_string()))?;
         Ok(Self {
             text,
             vision: VisionModel::load(&weights, &config.vision_config, config.projection_dim)?,
@@ -95,10 +90,7 @@ impl Clip {
         self.pool.run(|| {
             let mut embeddings = Vec::with_capacity(pictures.len());
             for pictures in pictures.chunks(PICTURES_AT_ONCE) {
-                let inputs = pictures
-                    .iter()
-                    .map(|picture| preprocess::preprocess(picture, self.edge, &self.device))
-                    .collect::<Result<Vec<_>>>()?;
+                let inputs = pictures.iter().map(|picture| preprocess::preprocess(picture, self.edge, &self.device)).collect::<Result<Vec<_>>>()?;
                 let inputs = Tensor::stack(&inputs, 0)?.to_dtype(self.dtype)?;
                 embeddings.extend(unit_rows(&self.vision.forward(&inputs)?)?);
             }
@@ -111,10 +103,7 @@ impl Clip {
         self.pool.run(|| {
             let mut embeddings = Vec::with_capacity(texts.len());
             for texts in texts.chunks(PICTURES_AT_ONCE) {
-                let ids = texts
-                    .iter()
-                    .map(|text| self.tokenizer.encode(text))
-                    .collect::<Result<Vec<_>>>()?;
+                let ids = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<Vec<_>>>()?;
                 embeddings.extend(unit_rows(&self.text.forward(&ids)?.pooled)?);
             }
             Ok(embeddings)
@@ -126,18 +115,11 @@ impl Clip {
 fn unit_rows(rows: &Tensor) -> Result<Vec<Vec<f32>>> {
     let mut rows: Vec<Vec<f32>> = rows.to_dtype(DType::F32)?.to_vec2()?;
     for row in &mut rows {
-        let length = row
-            .iter()
-            .map(|value| f64::from(*value).powi(2))
-            .sum::<f64>()
-            .sqrt();
+        let length = row.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         if !(length.is_finite() && length > 0.0) {
-            candle_core::bail!(
-                "an embedding has length {length}; the weights or the device are faulty"
-            );
+            candle_core::bail!("an embedding has length {length}; the weights or the device are faulty");
         }
-        row.iter_mut()
-            .for_each(|value| *value = (f64::from(*value) / length) as f32);
+        row.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
     }
     Ok(rows)
 }

@@ -25,29 +25,15 @@ pub(crate) fn preprocess(picture: &RgbPicture, edge: u32, device: &Device) -> Re
     let (width, height) = (picture.width(), picture.height());
     let shorter = width.min(height);
     let resized = |side: u32| (u64::from(edge) * u64::from(side) / u64::from(shorter)) as u32;
-    let picture = centre_crop(
-        &picture.resize(resized(width), resized(height), Filter::Bicubic),
-        edge,
-        edge,
-    );
+    let picture = centre_crop(&picture.resize(resized(width), resized(height), Filter::Bicubic), edge, edge);
     let pixels = picture.pixels();
-    let values =
-        (0..3)
-            .flat_map(|channel| {
-                pixels.iter().skip(channel).step_by(3).map(move |value| {
-                    (f32::from(*value) / 255.0 - MEAN[channel]) / DEVIATION[channel]
-                })
-            })
-            .collect();
+    let values = (0..3)
+        .flat_map(|channel| pixels.iter().skip(channel).step_by(3).map(move |value| (f32::from(*value) / 255.0 - MEAN[channel]) / DEVIATION[channel]))
+        .collect();
     let edge = edge as usize;
     Tensor::from_vec(values, (3, edge, edge), device)
 }
 
 fn centre_crop(picture: &RgbPicture, width: u32, height: u32) -> RgbPicture {
-    picture.crop(
-        (picture.width() - width) / 2,
-        (picture.height() - height) / 2,
-        width,
-        height,
-    )
+    picture.crop((picture.width() - width) / 2, (picture.height() - height) / 2, width, height)
 }

@@ -21,63 +21,32 @@ fn picture(name: &str) -> RgbPicture {
 fn largest_difference(found: &[Vec<f32>], expected: &Tensor) -> f32 {
     let expected: Vec<Vec<f32>> = expected.to_vec2().unwrap();
     assert_eq!(found.len(), expected.len());
-    found
-        .concat()
-        .iter()
-        .zip(expected.concat())
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    found.concat().iter().zip(expected.concat()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[test]
 fn embeddings_are_those_of_transformers() {
-    let fixture =
-        candle_core::safetensors::load(fixtures().join("clip.fixture"), &Device::Cpu).unwrap();
+    let fixture = candle_core::safetensors::load(fixtures().join("clip.fixture"), &Device::Cpu).unwrap();
     let clip = clip();
     let pictures = ["scene-64x64.png", "gradient-128x128.png", "scene-96x80.png"].map(picture);
     for (index, picture) in pictures.iter().enumerate() {
-        let found: Vec<f32> = preprocess::preprocess(picture, 64, &Device::Cpu)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap();
-        let expected: Vec<f32> = fixture["pixel_values"]
-            .get(index)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap();
-        let largest = found
-            .iter()
-            .zip(&expected)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        assert!(
-            largest <= 1e-6,
-            "preprocessing of picture {index} differs by {largest}"
-        );
+        let found: Vec<f32> = preprocess::preprocess(picture, 64, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let expected: Vec<f32> = fixture["pixel_values"].get(index).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(largest <= 1e-6, "preprocessing of picture {index} differs by {largest}");
     }
     let found = clip.embed_pictures(&pictures).unwrap();
     assert!(largest_difference(&found, &fixture["image_embeds"]) < 2e-6);
-    let found = clip
-        .embed_texts(&["a red apple", "a 3d icon of an octopus, cartoon"])
-        .unwrap();
+    let found = clip.embed_texts(&["a red apple", "a 3d icon of an octopus, cartoon"]).unwrap();
     assert!(largest_difference(&found, &fixture["text_embeds"]) < 2e-6);
 }
 
 #[test]
 fn any_shape_of_picture_is_embedded() {
     let clip = clip();
-    let strips = [(1, 1), (2000, 1), (1, 2000), (3, 700)]
-        .map(|(width, height)| RgbPicture::from_fn(width, height, |x, y| [x as u8, y as u8, 7]));
+    let strips = [(1, 1), (2000, 1), (1, 2000), (3, 700)].map(|(width, height)| RgbPicture::from_fn(width, height, |x, y| [x as u8, y as u8, 7]));
     let embeddings = clip.embed_pictures(&strips).unwrap();
-    assert!(
-        embeddings
-            .iter()
-            .all(|embedding| embedding.len() == clip.width())
-    );
+    assert!(embeddings.iter().all(|embedding| embedding.len() == clip.width()));
     assert!(clip.embed_pictures(&[]).unwrap().is_empty());
 }
 
@@ -88,16 +57,10 @@ fn tokens_are_those_of_the_reference() {
         text: String,
         ids: Vec<u32>,
     }
-    let cases: Vec<Case> =
-        serde_json::from_slice(&std::fs::read(fixtures().join("tokens.json")).unwrap()).unwrap();
+    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(fixtures().join("tokens.json")).unwrap()).unwrap();
     let clip = clip();
     assert!(cases.len() > 50);
     for case in cases {
-        assert_eq!(
-            clip.tokenizer.encode(&case.text).unwrap(),
-            case.ids,
-            "{:?}",
-            case.text
-        );
+        assert_eq!(clip.tokenizer.encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
     }
 }

@@ -24,17 +24,9 @@ pub(crate) struct ResidualBlock {
 
 impl ResidualBlock {
     /// `time_channels`: width of the time embedding that is added, where there is one.
-    pub(crate) fn load(
-        weights: &Weights,
-        inputs: usize,
-        outputs: usize,
-        time_channels: Option<usize>,
-        norm: NormFigures,
-    ) -> WeightsResult<Self> {
-        let shortcut = (inputs != outputs)
-            .then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, Window::POINT));
-        let time = time_channels
-            .map(|channels| Linear::load(&weights.at("time_emb_proj"), channels, outputs));
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, time_channels: Option<usize>, norm: NormFigures) -> WeightsResult<Self> {
+        let shortcut = (inputs != outputs).then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, Window::POINT));
+        let time = time_channels.map(|channels| Linear::load(&weights.at("time_emb_proj"), channels, outputs));
         Ok(Self {
             first_norm: GroupNorm::load(&weights.at("norm1"), norm.groups, inputs, norm.epsilon)?,
             first: Conv2d::load(&weights.at("conv1"), inputs, outputs, Window::SAME)?,
@@ -50,30 +42,12 @@ impl ResidualBlock {
         let time = match (&self.time, time) {
             (Some(linear), Some(time)) => Some(linear.forward(time)?),
             (None, None) => None,
-            _ => candle_core::bail!(
-                "a residual block got a time embedding that it does not take, or none"
-            ),
+            _ => candle_core::bail!("a residual block got a time embedding that it does not take, or none"),
         };
-        let middle = self.first.forward_with(
-            &self.first_norm.forward_silu(input)?,
-            ConvExtras {
-                image_bias: time.as_ref(),
-                ..Default::default()
-            },
-        )?;
-        let shortcut = self
-            .shortcut
-            .as_ref()
-            .map(|conv| conv.forward(input))
-            .transpose()?;
+        let middle = self.first.forward_with(&self.first_norm.forward_silu(input)?, ConvExtras { image_bias: time.as_ref(), ..Default::default() })?;
+        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
         let residual = shortcut.as_ref().unwrap_or(input);
-        self.second.forward_with(
-            &self.second_norm.forward_silu(&middle)?,
-            ConvExtras {
-                residual: Some(residual),
-                ..Default::default()
-            },
-        )
+        self.second.forward_with(&self.second_norm.forward_silu(&middle)?, ConvExtras { residual: Some(residual), ..Default::default() })
     }
 }
 
@@ -82,21 +56,10 @@ pub(crate) struct Upsampler(Conv2d);
 
 impl Upsampler {
     pub(crate) fn load(weights: &Weights, channels: usize) -> WeightsResult<Self> {
-        Ok(Self(Conv2d::load(
-            &weights.at("conv"),
-            channels,
-            channels,
-            Window::SAME,
-        )?))
+        Ok(Self(Conv2d::load(&weights.at("conv"), channels, channels, Window::SAME)?))
     }
 
     pub(crate) fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
-        self.0.forward_with(
-            input,
-            ConvExtras {
-                upsample: true,
-                ..Default::default()
-            },
-        )
+        self.0.forward_with(input, ConvExtras { upsample: true, ..Default::default() })
     }
 }

@@ -79,11 +79,7 @@ impl<F: FnMut(usize, usize) -> ControlFlow<()>> StepControl for F {
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
     #[error("{field} is {found}, but it must be {allowed}")]
-    Invalid {
-        field: &'static str,
-        found: String,
-        allowed: String,
-    },
+    Invalid { field: &'static str, found: String, allowed: String },
     #[error("cancelled after {done} of {of} steps")]
     Cancelled { done: usize, of: usize },
     #[error("the network gave numbers that are not finite; the weights or the device are faulty")]
@@ -151,33 +147,16 @@ impl Pipeline {
         let unet_config = UNetConfig::open(files, "unet/config.json")?;
         let vae_config = VaeConfig::open(files, "vae/config.json")?;
         if is_double != unet_config.addition().is_some() {
-            return Err(files.bad_config(
-                "unet/config.json",
-                "addition_embed_type does not fit the pipeline's class",
-            ));
+            return Err(files.bad_config("unet/config.json", "addition_embed_type does not fit the pipeline's class"));
         }
-        if unet_config.in_channels != vae_config.latent_channels
-            || unet_config.out_channels != vae_config.latent_channels
-        {
-            return Err(files.bad_config(
-                "unet/config.json",
-                "its channels are not those of the autoencoder's latents",
-            ));
+        if unet_config.in_channels != vae_config.latent_channels || unet_config.out_channels != vae_config.latent_channels {
+            return Err(files.bad_config("unet/config.json", "its channels are not those of the autoencoder's latents"));
         }
         let scheduler_path = "scheduler/scheduler_config.json";
         let scheduler: SchedulerConfig = files.config(scheduler_path)?;
-        let scheduler = Scheduler::new(&scheduler)
-            .map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
-        let load_prompts = if is_double {
-            PromptEncoder::load_double
-        } else {
-            PromptEncoder::load_single
-        };
-        let vae_dtype = if vae_config.force_upcast {
-            DType::F32
-        } else {
-            dtype
-        };
+        let scheduler = Scheduler::new(&scheduler).map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
+        let load_prompts = if is_double { PromptEncoder::load_double } else { PromptEncoder::load_single };
+        let vae_dtype = if vae_config.force_upcast { DType::F32 } else { dtype };
         let scale = vae_config.scale();
         Ok(Self {
             prompts: load_prompts(files, &device, dtype)?,
@@ -188,11 +167,7 @@ impl Pipeline {
             latent_channels: vae_config.latent_channels,
             scale,
             edge_multiple: scale << (unet_config.block_out_channels.len() - 1).min(16),
-            default_edge: unet_config
-                .sample_size
-                .unwrap_or(64)
-                .saturating_mul(scale)
-                .min(MAX_EDGE),
+            default_edge: unet_config.sample_size.unwrap_or(64).saturating_mul(scale).min(MAX_EDGE),
             scaling_factor: vae_config.scaling_factor,
             shift: vae_config.shift_factor.unwrap_or(0.0),
             device,
@@ -213,11 +188,7 @@ impl Pipeline {
     }
 
     /// Makes a picture, from the noise that the seed names.
-    pub fn generate(
-        &self,
-        request: &TextToImage,
-        control: &mut (dyn StepControl + Send),
-    ) -> Result<RgbPicture, GenerateError> {
+    pub fn generate(&self, request: &TextToImage, control: &mut (dyn StepControl + Send)) -> Result<RgbPicture, GenerateError> {
         let plan = self.check(request)?;
         let noise = noise::normal(request.seed, START_STREAM, self.latent_count(request));
         self.pool.run(|| {
@@ -232,45 +203,24 @@ impl Pipeline {
     pub fn encode(&self, picture: &RgbPicture, seed: u64) -> Result<Vec<f32>, GenerateError> {
         self.check_edges(picture.width(), picture.height())?;
         self.pool.run(|| {
-            let LatentDistribution { mean, log_variance } =
-                self.vae.encode(&self.signed_picture(picture)?)?;
-            let noise = Tensor::from_vec(
-                noise::normal(seed, ENCODE_STREAM, mean.elem_count()),
-                mean.shape(),
-                &Device::Cpu,
-            )?;
+            let LatentDistribution { mean, log_variance } = self.vae.encode(&self.signed_picture(picture)?)?;
+            let noise = Tensor::from_vec(noise::normal(seed, ENCODE_STREAM, mean.elem_count()), mean.shape(), &Device::Cpu)?;
             let noise = noise.to_dtype(self.vae_dtype)?.to_device(&self.device)?;
             let latents = (mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-            finite(
-                ((latents - self.shift)? * self.scaling_factor)?
-                    .to_dtype(DType::F32)?
-                    .flatten_all()?
-                    .to_vec1()?,
-            )
+            finite(((latents - self.shift)? * self.scaling_factor)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
         })
     }
 
     /// A picture as the autoencoder takes it: `[1, 3, height, width]` in −1 … 1.
     fn signed_picture(&self, picture: &RgbPicture) -> candle_core::Result<Tensor> {
-        let channel = |channel: usize| {
-            picture
-                .pixels()
-                .iter()
-                .skip(channel)
-                .step_by(3)
-                .map(|value| f32::from(*value) / 127.5 - 1.0)
-        };
+        let channel = |channel: usize| picture.pixels().iter().skip(channel).step_by(3).map(|value| f32::from(*value) / 127.5 - 1.0);
         let values: Vec<f32> = (0..3).flat_map(channel).collect();
         let shape = (1, 3, picture.height() as usize, picture.width() as usize);
-        Tensor::from_vec(values, shape, &Device::Cpu)?
-            .to_dtype(self.vae_dtype)?
-            .to_device(&self.device)
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.vae_dtype)?.to_device(&self.device)
     }
 
     fn latent_count(&self, request: &TextToImage) -> usize {
-        self.latent_channels
-            * (request.height as usize / self.scale)
-            * (request.width as usize / self.scale)
+        self.latent_channels * (request.height as usize / self.scale) * (request.width as usize / self.scale)
     }
 
     fn check_edges(&self, width: u32, height: u32) -> Result<(), GenerateError> {
@@ -278,11 +228,7 @@ impl Pipeline {
             let edge = edge as usize;
             if edge == 0 || edge > MAX_EDGE || !edge.is_multiple_of(self.edge_multiple) {
                 let allowed = format!("a multiple of {} up to {MAX_EDGE}", self.edge_multiple);
-                return Err(GenerateError::Invalid {
-                    field,
-                    found: edge.to_string(),
-                    allowed,
-                });
+                return Err(GenerateError::Invalid { field, found: edge.to_string(), allowed });
             }
         }
         Ok(())
@@ -290,95 +236,53 @@ impl Pipeline {
 
     fn check(&self, request: &TextToImage) -> Result<Plan, GenerateError> {
         self.check_edges(request.width, request.height)?;
-        for (field, text) in [
-            ("prompt", &request.prompt),
-            ("negative_prompt", &request.negative_prompt),
-        ] {
+        for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
                 let found = format!("{} bytes long", text.len());
-                return Err(GenerateError::Invalid {
-                    field,
-                    found,
-                    allowed: format!("at most {MAX_PROMPT_BYTES} bytes long"),
-                });
+                return Err(GenerateError::Invalid { field, found, allowed: format!("at most {MAX_PROMPT_BYTES} bytes long") });
             }
         }
         if !(0.0..=MAX_GUIDANCE).contains(&request.guidance) {
-            return Err(GenerateError::Invalid {
-                field: "guidance",
-                found: request.guidance.to_string(),
-                allowed: format!("0 to {MAX_GUIDANCE}"),
-            });
+            return Err(GenerateError::Invalid { field: "guidance", found: request.guidance.to_string(), allowed: format!("0 to {MAX_GUIDANCE}") });
         }
-        self.scheduler
-            .plan(request.steps)
-            .map_err(|_| GenerateError::Invalid {
-                field: "steps",
-                found: request.steps.to_string(),
-                allowed: format!("1 to {}", self.scheduler.max_steps()),
-            })
+        self.scheduler.plan(request.steps).map_err(|_| GenerateError::Invalid {
+            field: "steps",
+            found: request.steps.to_string(),
+            allowed: format!("1 to {}", self.scheduler.max_steps()),
+        })
     }
 
     /// Text features of the prompt, after those of the negative prompt where there is guidance.
     fn condition(&self, request: &TextToImage) -> Result<Conditioning, GenerateError> {
         let guided = request.guidance > 1.0;
         let texts = [request.negative_prompt.as_str(), request.prompt.as_str()];
-        let mut features = self
-            .prompts
-            .encode(if guided { &texts } else { &texts[1..] })?;
+        let mut features = self.prompts.encode(if guided { &texts } else { &texts[1..] })?;
         if guided && self.zero_negative && request.negative_prompt.is_empty() {
             let keep = Tensor::new(&[0.0f32, 1.0], &self.device)?.to_dtype(self.dtype)?;
             features.context = features.context.broadcast_mul(&keep.reshape((2, 1, 1))?)?;
             features.pooled = features.pooled.broadcast_mul(&keep.reshape((2, 1))?)?;
         }
         let (height, width) = (f64::from(request.height), f64::from(request.width));
-        let text = TextConditioning {
-            context: &features.context,
-            pooled: &features.pooled,
-            size: [height, width, 0.0, 0.0, height, width],
-        };
+        let text = TextConditioning { context: &features.context, pooled: &features.pooled, size: [height, width, 0.0, 0.0, height, width] };
         Ok(self.unet.prepare(&text)?)
     }
 
     /// Turns noise into latents, `[latent channels, height, width]`.
-    fn denoise(
-        &self,
-        request: &TextToImage,
-        plan: &Plan,
-        noise: Vec<f32>,
-        control: &mut (dyn StepControl + Send),
-    ) -> Result<Vec<f32>, GenerateError> {
+    fn denoise(&self, request: &TextToImage, plan: &Plan, noise: Vec<f32>, control: &mut (dyn StepControl + Send)) -> Result<Vec<f32>, GenerateError> {
         let of = plan.steps.len();
         let conditioning = self.condition(request)?;
-        let (height, width) = (
-            request.height as usize / self.scale,
-            request.width as usize / self.scale,
-        );
+        let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
         let batch = if request.guidance > 1.0 { 2 } else { 1 };
         let mut latents = noise;
-        latents
-            .iter_mut()
-            .for_each(|value| *value *= plan.initial_scale);
+        latents.iter_mut().for_each(|value| *value *= plan.initial_scale);
         for (done, step) in plan.steps.iter().enumerate() {
             if control.step(done, of).is_break() {
                 return Err(GenerateError::Cancelled { done, of });
             }
-            let input: Vec<f32> = latents
-                .iter()
-                .map(|value| value * step.input_scale)
-                .collect();
-            let input = Tensor::from_vec(
-                input.repeat(batch),
-                (batch, self.latent_channels, height, width),
-                &Device::Cpu,
-            )?;
-            let input = FeatureMap::from_channels_first(
-                &input.to_dtype(self.dtype)?.to_device(&self.device)?,
-            )?;
-            let output = self
-                .unet
-                .forward(&input, step.timestep, &conditioning)?
-                .to_channels_first()?;
+            let input: Vec<f32> = latents.iter().map(|value| value * step.input_scale).collect();
+            let input = Tensor::from_vec(input.repeat(batch), (batch, self.latent_channels, height, width), &Device::Cpu)?;
+            let input = FeatureMap::from_channels_first(&input.to_dtype(self.dtype)?.to_device(&self.device)?)?;
+            let output = self.unet.forward(&input, step.timestep, &conditioning)?.to_channels_first()?;
             let output: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             step.apply(&mut latents, &guide(output, request.guidance, batch));
         }
@@ -388,35 +292,14 @@ impl Pipeline {
     }
 
     /// Turns latents into a picture.
-    fn decode(
-        &self,
-        latents: Vec<f32>,
-        request: &TextToImage,
-    ) -> Result<RgbPicture, GenerateError> {
-        let (height, width) = (
-            request.height as usize / self.scale,
-            request.width as usize / self.scale,
-        );
-        let latents = Tensor::from_vec(
-            latents,
-            (1, self.latent_channels, height, width),
-            &Device::Cpu,
-        )?;
-        let latents = ((latents / self.scaling_factor)? + self.shift)?
-            .to_dtype(self.vae_dtype)?
-            .to_device(&self.device)?;
-        let decoded = self
-            .vae
-            .decode(&latents)?
-            .to_dtype(DType::F32)?
-            .permute((0, 2, 3, 1))?;
+    fn decode(&self, latents: Vec<f32>, request: &TextToImage) -> Result<RgbPicture, GenerateError> {
+        let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
+        let latents = Tensor::from_vec(latents, (1, self.latent_channels, height, width), &Device::Cpu)?;
+        let latents = ((latents / self.scaling_factor)? + self.shift)?.to_dtype(self.vae_dtype)?.to_device(&self.device)?;
+        let decoded = self.vae.decode(&latents)?.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?;
         let values = finite(decoded.flatten_all()?.to_vec1()?)?;
-        let pixels = values
-            .into_iter()
-            .map(|value| ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
-            .collect();
-        RgbPicture::new(request.width, request.height, pixels)
-            .map_err(|error| GenerateError::Device(candle_core::Error::Msg(error.to_string())))
+        let pixels = values.into_iter().map(|value| ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+        RgbPicture::new(request.width, request.height, pixels).map_err(|error| GenerateError::Device(candle_core::Error::Msg(error.to_string())))
     }
 }
 
@@ -433,9 +316,5 @@ fn guide(mut output: Vec<f32>, guidance: f32, batch: usize) -> Vec<f32> {
 }
 
 fn finite(values: Vec<f32>) -> Result<Vec<f32>, GenerateError> {
-    if values.iter().all(|value| value.is_finite()) {
-        Ok(values)
-    } else {
-        Err(GenerateError::NotFinite)
-    }
+    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(GenerateError::NotFinite) }
 }

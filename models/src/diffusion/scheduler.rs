@@ -6,9 +6,7 @@ use serde::Deserialize;
 /// Why a scheduler's config cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SchedulerError {
-    #[error(
-        "scheduler `{0}` is not known; DDIMScheduler, EulerDiscreteScheduler and PNDMScheduler are"
-    )]
+    #[error("scheduler `{0}` is not known; DDIMScheduler, EulerDiscreteScheduler and PNDMScheduler are")]
     UnknownClass(String),
     #[error("scheduler option {0} is not supported")]
     Unsupported(String),
@@ -138,13 +136,8 @@ impl Scheduler {
             prediction: config.prediction_type,
             spacing: config.timestep_spacing.unwrap_or(spacing),
             offset: config.steps_offset,
-            clip: (is_ddim && config.clip_sample.unwrap_or(true))
-                .then_some(config.clip_sample_range),
-            final_alpha: if config.set_alpha_to_one.unwrap_or(is_ddim) {
-                1.0
-            } else {
-                alphas[0]
-            },
+            clip: (is_ddim && config.clip_sample.unwrap_or(true)).then_some(config.clip_sample_range),
+            final_alpha: if config.set_alpha_to_one.unwrap_or(is_ddim) { 1.0 } else { alphas[0] },
             alphas,
         })
     }
@@ -174,41 +167,17 @@ impl Scheduler {
         match self.spacing {
             Spacing::Leading => {
                 let ratio = trained / steps;
-                (0..steps)
-                    .rev()
-                    .map(|step| ((step * ratio + self.offset) as f64).min(last))
-                    .collect()
+                (0..steps).rev().map(|step| ((step * ratio + self.offset) as f64).min(last)).collect()
             }
             Spacing::Trailing => {
                 let ratio = trained as f64 / steps as f64;
-                (0..steps)
-                    .map(|step| (trained as f64 - step as f64 * ratio).round_ties_even() - 1.0)
-                    .collect()
+                (0..steps).map(|step| (trained as f64 - step as f64 * ratio).round_ties_even() - 1.0).collect()
             }
             Spacing::Linspace => {
-                let gap = if steps > 1 {
-                    last / (steps - 1) as f64
-                } else {
-                    0.0
-                };
-                let timestep = |step: usize| {
-                    if steps > 1 && step == steps - 1 {
-                        last
-                    } else {
-                        step as f64 * gap
-                    }
-                };
-                let rounded = |value: f64| {
-                    if self.sampler == Sampler::Ddim {
-                        value.round_ties_even()
-                    } else {
-                        f64::from(value as f32)
-                    }
-                };
-                (0..steps)
-                    .rev()
-                    .map(|step| rounded(timestep(step)))
-                    .collect()
+                let gap = if steps > 1 { last / (steps - 1) as f64 } else { 0.0 };
+                let timestep = |step: usize| if steps > 1 && step == steps - 1 { last } else { step as f64 * gap };
+                let rounded = |value: f64| if self.sampler == Sampler::Ddim { value.round_ties_even() } else { f64::from(value as f32) };
+                (0..steps).rev().map(|step| rounded(timestep(step))).collect()
             }
         }
     }
@@ -218,109 +187,46 @@ impl Scheduler {
         let step = |timestep: &f64| {
             let index = *timestep as usize;
             let alpha = self.alphas[index];
-            let previous = index
-                .checked_sub(ratio)
-                .map_or(self.final_alpha, |index| self.alphas[index]);
+            let previous = index.checked_sub(ratio).map_or(self.final_alpha, |index| self.alphas[index]);
             Step {
                 timestep: *timestep,
                 input_scale: 1.0,
-                rule: Rule::Ddim {
-                    signal: alpha.sqrt(),
-                    noise: (1.0 - alpha).sqrt(),
-                    next_signal: previous.sqrt(),
-                    next_noise: (1.0 - previous).sqrt(),
-                    clip: self.clip,
-                },
+                rule: Rule::Ddim { signal: alpha.sqrt(), noise: (1.0 - alpha).sqrt(), next_signal: previous.sqrt(), next_noise: (1.0 - previous).sqrt(), clip: self.clip },
                 prediction: self.prediction,
             }
         };
-        Plan {
-            initial_scale: 1.0,
-            steps: timesteps.iter().map(step).collect(),
-        }
+        Plan { initial_scale: 1.0, steps: timesteps.iter().map(step).collect() }
     }
 
     fn plan_euler(&self, timesteps: &[f64]) -> Plan {
-        let all: Vec<f64> = self
-            .alphas
-            .iter()
-            .map(|alpha| f64::from(((1.0 - alpha) / alpha).sqrt()))
-            .collect();
-        let mut sigmas: Vec<f32> = timesteps
-            .iter()
-            .map(|timestep| interpolate(&all, *timestep) as f32)
-            .collect();
+        let all: Vec<f64> = self.alphas.iter().map(|alpha| f64::from(((1.0 - alpha) / alpha).sqrt())).collect();
+        let mut sigmas: Vec<f32> = timesteps.iter().map(|timestep| interpolate(&all, *timestep) as f32).collect();
         sigmas.push(0.0);
         let largest = sigmas.iter().copied().fold(0.0, f32::max);
-        let initial_scale = if self.spacing == Spacing::Leading {
-            (largest * largest + 1.0).sqrt()
-        } else {
-            largest
-        };
+        let initial_scale = if self.spacing == Spacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
         let step = |(timestep, sigma): (&f64, &[f32])| Step {
             timestep: *timestep,
             input_scale: 1.0 / (sigma[0] * sigma[0] + 1.0).sqrt(),
-            rule: Rule::Euler {
-                sigma: sigma[0],
-                next: sigma[1],
-            },
+            rule: Rule::Euler { sigma: sigma[0], next: sigma[1] },
             prediction: self.prediction,
         };
-        Plan {
-            initial_scale,
-            steps: timesteps.iter().zip(sigmas.windows(2)).map(step).collect(),
-        }
+        Plan { initial_scale, steps: timesteps.iter().zip(sigmas.windows(2)).map(step).collect() }
     }
 }
 
 impl SchedulerConfig {
     fn check(&self, sampler: Sampler) -> Result<(), SchedulerError> {
-        let unsupported = |condition: bool, name: &str| {
-            if condition {
-                Err(SchedulerError::Unsupported(name.to_owned()))
-            } else {
-                Ok(())
-            }
-        };
+        let unsupported = |condition: bool, name: &str| if condition { Err(SchedulerError::Unsupported(name.to_owned())) } else { Ok(()) };
         unsupported(self.thresholding, "thresholding")?;
-        unsupported(
-            self.rescale_betas_zero_snr && sampler == Sampler::Euler,
-            "rescale_betas_zero_snr",
-        )?;
+        unsupported(self.rescale_betas_zero_snr && sampler == Sampler::Euler, "rescale_betas_zero_snr")?;
         unsupported(self.use_karras_sigmas == Some(true), "use_karras_sigmas")?;
-        unsupported(
-            self.use_exponential_sigmas == Some(true),
-            "use_exponential_sigmas",
-        )?;
+        unsupported(self.use_exponential_sigmas == Some(true), "use_exponential_sigmas")?;
         unsupported(self.use_beta_sigmas == Some(true), "use_beta_sigmas")?;
-        unsupported(
-            self.final_sigmas_type
-                .as_deref()
-                .is_some_and(|kind| kind != "zero"),
-            "final_sigmas_type",
-        )?;
-        unsupported(
-            self.interpolation_type
-                .as_deref()
-                .is_some_and(|kind| kind != "linear"),
-            "interpolation_type",
-        )?;
-        unsupported(
-            self.timestep_type
-                .as_deref()
-                .is_some_and(|kind| kind != "discrete"),
-            "timestep_type",
-        )?;
-        unsupported(
-            !(1..=MAX_TRAINED_STEPS).contains(&self.num_train_timesteps),
-            "num_train_timesteps",
-        )?;
-        unsupported(
-            self.trained_betas
-                .as_ref()
-                .is_some_and(|betas| betas.len() != self.num_train_timesteps),
-            "trained_betas",
-        )
+        unsupported(self.final_sigmas_type.as_deref().is_some_and(|kind| kind != "zero"), "final_sigmas_type")?;
+        unsupported(self.interpolation_type.as_deref().is_some_and(|kind| kind != "linear"), "interpolation_type")?;
+        unsupported(self.timestep_type.as_deref().is_some_and(|kind| kind != "discrete"), "timestep_type")?;
+        unsupported(!(1..=MAX_TRAINED_STEPS).contains(&self.num_train_timesteps), "num_train_timesteps")?;
+        unsupported(self.trained_betas.as_ref().is_some_and(|betas| betas.len() != self.num_train_timesteps), "trained_betas")
     }
 
     /// The cumulative product of 1 − beta, in the precision that diffusers computes it.
@@ -330,18 +236,10 @@ impl SchedulerConfig {
             (Some(betas), _) => betas.clone(),
             (None, "linear") => linspace(self.beta_start, self.beta_end, count),
             (None, "scaled_linear") => {
-                let roots = linspace(
-                    f64::from(self.beta_start).sqrt() as f32,
-                    f64::from(self.beta_end).sqrt() as f32,
-                    count,
-                );
+                let roots = linspace(f64::from(self.beta_start).sqrt() as f32, f64::from(self.beta_end).sqrt() as f32, count);
                 roots.into_iter().map(|root| root * root).collect()
             }
-            (None, other) => {
-                return Err(SchedulerError::Unsupported(format!(
-                    "beta_schedule `{other}`"
-                )));
-            }
+            (None, other) => return Err(SchedulerError::Unsupported(format!("beta_schedule `{other}`"))),
         };
         if self.rescale_betas_zero_snr {
             rescale_to_zero_signal(&mut betas);
@@ -356,28 +254,14 @@ impl SchedulerConfig {
             .collect();
         match alphas.iter().all(|alpha| (0.0..=1.0).contains(alpha)) {
             true => Ok(alphas),
-            false => Err(SchedulerError::Unsupported(
-                "betas outside 0 to 1".to_owned(),
-            )),
+            false => Err(SchedulerError::Unsupported("betas outside 0 to 1".to_owned())),
         }
     }
 }
 
 fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
-    let step = if count > 1 {
-        (end - start) / (count - 1) as f32
-    } else {
-        0.0
-    };
-    (0..count)
-        .map(|index| {
-            if index < count / 2 {
-                start + step * index as f32
-            } else {
-                end - step * (count - 1 - index) as f32
-            }
-        })
-        .collect()
+    let step = if count > 1 { (end - start) / (count - 1) as f32 } else { 0.0 };
+    (0..count).map(|index| if index < count / 2 { start + step * index as f32 } else { end - step * (count - 1 - index) as f32 }).collect()
 }
 
 /// Shifts the noise levels so that nothing of the picture is left at the last one.
@@ -391,9 +275,7 @@ fn rescale_to_zero_signal(betas: &mut [f32]) {
         })
         .collect();
     let (first, last) = (roots[0], roots[roots.len() - 1]);
-    roots
-        .iter_mut()
-        .for_each(|root| *root = (*root - last) * (first / (first - last)));
+    roots.iter_mut().for_each(|root| *root = (*root - last) * (first / (first - last)));
     let mut previous = 1.0;
     for (beta, root) in betas.iter_mut().zip(roots) {
         let alpha = root * root;
@@ -430,17 +312,8 @@ pub(crate) struct Step {
 
 #[derive(Debug, Clone)]
 enum Rule {
-    Ddim {
-        signal: f32,
-        noise: f32,
-        next_signal: f32,
-        next_noise: f32,
-        clip: Option<f32>,
-    },
-    Euler {
-        sigma: f32,
-        next: f32,
-    },
+    Ddim { signal: f32, noise: f32, next_signal: f32, next_noise: f32, clip: Option<f32> },
+    Euler { sigma: f32, next: f32 },
 }
 
 impl Step {
@@ -453,19 +326,10 @@ impl Step {
 
     fn next(&self, latent: f32, output: f32) -> f32 {
         match self.rule {
-            Rule::Ddim {
-                signal,
-                noise,
-                next_signal,
-                next_noise,
-                clip,
-            } => {
+            Rule::Ddim { signal, noise, next_signal, next_noise, clip } => {
                 let (picture, epsilon) = match self.prediction {
                     Prediction::Epsilon => ((latent - noise * output) / signal, output),
-                    Prediction::VPrediction => (
-                        signal * latent - noise * output,
-                        signal * output + noise * latent,
-                    ),
+                    Prediction::VPrediction => (signal * latent - noise * output, signal * output + noise * latent),
                 };
                 let picture = clip.map_or(picture, |range| picture.clamp(-range, range));
                 next_signal * picture + next_noise * epsilon
@@ -473,10 +337,7 @@ impl Step {
             Rule::Euler { sigma, next } => {
                 let picture = match self.prediction {
                     Prediction::Epsilon => latent - sigma * output,
-                    Prediction::VPrediction => {
-                        output * (-sigma / (sigma * sigma + 1.0).sqrt())
-                            + latent / (sigma * sigma + 1.0)
-                    }
+                    Prediction::VPrediction => output * (-sigma / (sigma * sigma + 1.0).sqrt()) + latent / (sigma * sigma + 1.0),
                 };
                 latent + (latent - picture) / sigma * (next - sigma)
             }

@@ -14,16 +14,12 @@ fn fixtures() -> PathBuf {
 
 fn diffusion_fixture() -> &'static HashMap<String, Tensor> {
     static FIXTURE: OnceLock<HashMap<String, Tensor>> = OnceLock::new();
-    FIXTURE.get_or_init(|| {
-        candle_core::safetensors::load(fixtures().join("diffusion.fixture"), &Device::Cpu).unwrap()
-    })
+    FIXTURE.get_or_init(|| candle_core::safetensors::load(fixtures().join("diffusion.fixture"), &Device::Cpu).unwrap())
 }
 
 fn pipeline() -> &'static Pipeline {
     static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
-    PIPELINE.get_or_init(|| {
-        Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap()
-    })
+    PIPELINE.get_or_init(|| Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap())
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -34,11 +30,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 pub(super) fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |value: f64| value * value;
-    let difference: f64 = found
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| square(f64::from(a - b)))
-        .sum();
+    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
     let length: f64 = expected.iter().map(|value| square(f64::from(*value))).sum();
     (difference / length).sqrt()
 }
@@ -51,15 +43,7 @@ pub(super) fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
 }
 
 fn request() -> TextToImage {
-    TextToImage {
-        prompt: "a red apple".into(),
-        negative_prompt: String::new(),
-        width: 64,
-        height: 64,
-        steps: 20,
-        guidance: 4.0,
-        seed: 7,
-    }
+    TextToImage { prompt: "a red apple".into(), negative_prompt: String::new(), width: 64, height: 64, steps: 20, guidance: 4.0, seed: 7 }
 }
 
 fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
@@ -69,37 +53,20 @@ fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
 #[test]
 fn text_features_are_those_of_transformers() {
     let fixture = diffusion_fixture();
-    let features = pipeline()
-        .prompts
-        .encode(&["", "a red apple", "a 3d icon of an octopus, cartoon"])
-        .unwrap();
-    assert_close(
-        "text",
-        &values(&features.context),
-        &values(&fixture["text_hidden"]),
-    );
+    let features = pipeline().prompts.encode(&["", "a red apple", "a 3d icon of an octopus, cartoon"]).unwrap();
+    assert_close("text", &values(&features.context), &values(&fixture["text_hidden"]));
 }
 
 #[test]
 fn the_unet_predicts_what_diffusers_predicts() {
     let fixture = diffusion_fixture();
     let context = &fixture["unet_context"];
-    let text = TextConditioning {
-        context,
-        pooled: &context.narrow(1, 0, 1).unwrap().squeeze(1).unwrap(),
-        size: [0.0; 6],
-    };
+    let text = TextConditioning { context, pooled: &context.narrow(1, 0, 1).unwrap().squeeze(1).unwrap(), size: [0.0; 6] };
     let unet = &pipeline().unet;
     let timestep = fixture["unet_timestep"].to_vec1::<i64>().unwrap()[0] as f64;
     let latents = FeatureMap::from_channels_first(&fixture["unet_latents"]).unwrap();
-    let found = unet
-        .forward(&latents, timestep, &unet.prepare(&text).unwrap())
-        .unwrap();
-    assert_close(
-        "unet",
-        &values(&found.to_channels_first().unwrap()),
-        &values(&fixture["unet_epsilon"]),
-    );
+    let found = unet.forward(&latents, timestep, &unet.prepare(&text).unwrap()).unwrap();
+    assert_close("unet", &values(&found.to_channels_first().unwrap()), &values(&fixture["unet_epsilon"]));
 }
 
 #[test]
@@ -107,26 +74,12 @@ fn the_autoencoder_is_that_of_diffusers() {
     let fixture = diffusion_fixture();
     let vae = &pipeline().vae;
     let decoded = vae.decode(&fixture["vae_decode_latents"]).unwrap();
-    assert_close(
-        "decode",
-        &values(&decoded),
-        &values(&fixture["vae_decode_picture"]),
-    );
+    assert_close("decode", &values(&decoded), &values(&fixture["vae_decode_picture"]));
     let bytes = std::fs::read(fixtures().join("pictures/scene-64x64.png")).unwrap();
     let picture = RgbPicture::decode(&bytes, &Default::default()).unwrap();
-    let found = vae
-        .encode(&pipeline().signed_picture(&picture).unwrap())
-        .unwrap();
-    assert_close(
-        "encode, mean",
-        &values(&found.mean),
-        &values(&fixture["vae_encode_mean"]),
-    );
-    assert_close(
-        "encode, log variance",
-        &values(&found.log_variance),
-        &values(&fixture["vae_encode_logvar"]),
-    );
+    let found = vae.encode(&pipeline().signed_picture(&picture).unwrap()).unwrap();
+    assert_close("encode, mean", &values(&found.mean), &values(&fixture["vae_encode_mean"]));
+    assert_close("encode, log variance", &values(&found.log_variance), &values(&fixture["vae_encode_logvar"]));
 }
 
 #[test]
@@ -135,38 +88,16 @@ fn a_whole_run_ends_where_diffusers_ends() {
     let pipeline = pipeline();
     let plan = pipeline.scheduler.plan(20).unwrap();
     let timesteps: Vec<i64> = plan.steps.iter().map(|step| step.timestep as i64).collect();
-    assert_eq!(
-        timesteps,
-        fixture["ddim_timesteps"].to_vec1::<i64>().unwrap()
-    );
+    assert_eq!(timesteps, fixture["ddim_timesteps"].to_vec1::<i64>().unwrap());
     for steps in [1, 5, 20] {
-        let plan = Plan {
-            steps: plan.steps[..steps].to_vec(),
-            ..plan.clone()
-        };
-        let latents = pipeline
-            .denoise(
-                &request(),
-                &plan,
-                values(&fixture["ddim_noise"]),
-                &mut keep_going,
-            )
-            .unwrap();
-        assert_close(
-            &format!("after {steps} steps"),
-            &latents,
-            &values(&fixture[&format!("ddim_latents_after_{steps}")]),
-        );
+        let plan = Plan { steps: plan.steps[..steps].to_vec(), ..plan.clone() };
+        let latents = pipeline.denoise(&request(), &plan, values(&fixture["ddim_noise"]), &mut keep_going).unwrap();
+        assert_close(&format!("after {steps} steps"), &latents, &values(&fixture[&format!("ddim_latents_after_{steps}")]));
         if steps == 20 {
             let picture = pipeline.decode(latents, &request()).unwrap();
             let bytes = std::fs::read(fixtures().join("pictures/ddim-result.png")).unwrap();
             let expected = RgbPicture::decode(&bytes, &Default::default()).unwrap();
-            let largest = picture
-                .pixels()
-                .iter()
-                .zip(expected.pixels())
-                .map(|(a, b)| a.abs_diff(*b))
-                .max();
+            let largest = picture.pixels().iter().zip(expected.pixels()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(largest <= Some(1), "a channel differs by {largest:?}");
         }
     }
@@ -176,16 +107,11 @@ fn a_whole_run_ends_where_diffusers_ends() {
 fn the_picture_does_not_depend_on_the_number_of_threads() {
     let one = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 1).unwrap();
     let three = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 3).unwrap();
-    let request = TextToImage {
-        steps: 3,
-        ..request()
-    };
+    let request = TextToImage { steps: 3, ..request() };
     let picture = pipeline().generate(&request, &mut keep_going).unwrap();
     assert_eq!(picture, one.generate(&request, &mut keep_going).unwrap());
     assert_eq!(picture, three.generate(&request, &mut keep_going).unwrap());
-    let other = pipeline()
-        .generate(&TextToImage { seed: 8, ..request }, &mut keep_going)
-        .unwrap();
+    let other = pipeline().generate(&TextToImage { seed: 8, ..request }, &mut keep_going).unwrap();
     assert_ne!(picture, other);
 }
 
@@ -194,79 +120,24 @@ fn a_run_is_cancelled_at_the_next_step() {
     let mut heard = Vec::new();
     let mut control = |done: usize, of: usize| {
         heard.push((done, of));
-        if done == 2 {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if done == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let error = pipeline().generate(&request(), &mut control).unwrap_err();
-    assert!(
-        matches!(error, GenerateError::Cancelled { done: 2, of: 20 }),
-        "{error}"
-    );
+    assert!(matches!(error, GenerateError::Cancelled { done: 2, of: 20 }), "{error}");
     assert_eq!(heard, [(0, 20), (1, 20), (2, 20)]);
 }
 
 #[test]
 fn requests_that_the_network_cannot_take_are_refused() {
     let cases = [
-        (
-            "width",
-            TextToImage {
-                width: 60,
-                ..request()
-            },
-        ),
-        (
-            "height",
-            TextToImage {
-                height: 4096,
-                ..request()
-            },
-        ),
-        (
-            "height",
-            TextToImage {
-                height: 0,
-                ..request()
-            },
-        ),
-        (
-            "steps",
-            TextToImage {
-                steps: 0,
-                ..request()
-            },
-        ),
-        (
-            "steps",
-            TextToImage {
-                steps: 1001,
-                ..request()
-            },
-        ),
-        (
-            "guidance",
-            TextToImage {
-                guidance: f32::NAN,
-                ..request()
-            },
-        ),
-        (
-            "guidance",
-            TextToImage {
-                guidance: -1.0,
-                ..request()
-            },
-        ),
-        (
-            "prompt",
-            TextToImage {
-                prompt: "a".repeat(MAX_PROMPT_BYTES + 1),
-                ..request()
-            },
-        ),
+        ("width", TextToImage { width: 60, ..request() }),
+        ("height", TextToImage { height: 4096, ..request() }),
+        ("height", TextToImage { height: 0, ..request() }),
+        ("steps", TextToImage { steps: 0, ..request() }),
+        ("steps", TextToImage { steps: 1001, ..request() }),
+        ("guidance", TextToImage { guidance: f32::NAN, ..request() }),
+        ("guidance", TextToImage { guidance: -1.0, ..request() }),
+        ("prompt", TextToImage { prompt: "a".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
     ];
     for (expected, request) in cases {
         match pipeline().generate(&request, &mut keep_going).unwrap_err() {
@@ -278,13 +149,7 @@ fn requests_that_the_network_cannot_take_are_refused() {
 
 #[test]
 fn other_shapes_and_no_guidance_work() {
-    let request = TextToImage {
-        width: 96,
-        height: 32,
-        guidance: 1.0,
-        steps: 2,
-        ..request()
-    };
+    let request = TextToImage { width: 96, height: 32, guidance: 1.0, steps: 2, ..request() };
     let picture = pipeline().generate(&request, &mut keep_going).unwrap();
     assert_eq!((picture.width(), picture.height()), (96, 32));
     let latents = pipeline().encode(&picture, 3).unwrap();

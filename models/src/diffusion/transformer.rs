@@ -37,46 +37,26 @@ pub(crate) struct SpatialTransformer {
 }
 
 impl SpatialTransformer {
-    pub(crate) fn load(
-        weights: &Weights,
-        figures: TransformerFigures,
-        groups: usize,
-    ) -> WeightsResult<Self> {
+    pub(crate) fn load(weights: &Weights, figures: TransformerFigures, groups: usize) -> WeightsResult<Self> {
         let channels = figures.channels;
-        let layer = |index: usize| {
-            TransformerLayer::load(&weights.at(format!("transformer_blocks.{index}")), figures)
-        };
-        let norm = NormFigures {
-            groups,
-            epsilon: GROUP_NORM_EPSILON,
-        };
+        let layer = |index: usize| TransformerLayer::load(&weights.at(format!("transformer_blocks.{index}")), figures);
+        let norm = NormFigures { groups, epsilon: GROUP_NORM_EPSILON };
         Ok(Self {
             norm: GroupNorm::load(&weights.at("norm"), norm.groups, channels, norm.epsilon)?,
             input: Linear::load(&weights.at("proj_in"), channels, channels)?,
-            layers: (0..figures.layers)
-                .map(layer)
-                .collect::<WeightsResult<_>>()?,
+            layers: (0..figures.layers).map(layer).collect::<WeightsResult<_>>()?,
             output: Linear::load(&weights.at("proj_out"), channels, channels)?,
         })
     }
 
     /// Prepares a prompt's features, `[batch, tokens, context]`.
     pub(crate) fn prepare(&self, context: &Tensor) -> Result<PreparedContext> {
-        self.layers
-            .iter()
-            .map(|layer| layer.prepare(context))
-            .collect()
+        self.layers.iter().map(|layer| layer.prepare(context)).collect()
     }
 
-    pub(crate) fn forward(
-        &self,
-        input: &FeatureMap,
-        context: &PreparedContext,
-    ) -> Result<FeatureMap> {
+    pub(crate) fn forward(&self, input: &FeatureMap, context: &PreparedContext) -> Result<FeatureMap> {
         let extent = input.extent()?;
-        let mut tokens = self
-            .input
-            .forward(&self.norm.forward(input)?.to_tokens()?)?;
+        let mut tokens = self.input.forward(&self.norm.forward(input)?.to_tokens()?)?;
         for (layer, context) in self.layers.iter().zip(context) {
             tokens = layer.forward(tokens, context)?;
         }
@@ -102,12 +82,7 @@ struct TransformerLayer {
 
 impl TransformerLayer {
     fn load(weights: &Weights, figures: TransformerFigures) -> WeightsResult<Self> {
-        let TransformerFigures {
-            channels,
-            heads,
-            context,
-            ..
-        } = figures;
+        let TransformerFigures { channels, heads, context, .. } = figures;
         let norm = |name: &str| LayerNorm::load(&weights.at(name), channels, LAYER_NORM_EPSILON);
         let joined = |names: &[&str], inputs| {
             let parts: Vec<_> = names.iter().map(|name| weights.at(name)).collect();
@@ -122,11 +97,7 @@ impl TransformerLayer {
             cross_keys_values: joined(&["attn2.to_k", "attn2.to_v"], context)?,
             cross_out: Linear::load(&weights.at("attn2.to_out.0"), channels, channels)?,
             feed_norm: norm("norm3")?,
-            feed_in: GatedLinear::load(
-                &weights.at("ff.net.0.proj"),
-                channels,
-                EXPANSION * channels,
-            )?,
+            feed_in: GatedLinear::load(&weights.at("ff.net.0.proj"), channels, EXPANSION * channels)?,
             feed_out: Linear::load(&weights.at("ff.net.2"), EXPANSION * channels, channels)?,
             channels,
             heads,
@@ -134,35 +105,15 @@ impl TransformerLayer {
     }
 
     fn prepare(&self, context: &Tensor) -> Result<KeysValues> {
-        KeysValues::prepare(
-            &self.cross_keys_values.forward(context)?,
-            0,
-            self.channels,
-            self.channels,
-            self.heads,
-        )
+        KeysValues::prepare(&self.cross_keys_values.forward(context)?, 0, self.channels, self.channels, self.heads)
     }
 
     fn forward(&self, tokens: Tensor, context: &KeysValues) -> Result<Tensor> {
-        let joined = self
-            .queries_keys_values
-            .forward(&self.self_norm.forward(&tokens)?)?;
-        let keys_values = KeysValues::prepare(
-            &joined,
-            self.channels,
-            2 * self.channels,
-            self.channels,
-            self.heads,
-        )?;
-        let tokens = self
-            .self_out
-            .forward_add(&attend(&joined, &keys_values, false)?, &tokens)?;
-        let queries = self
-            .cross_queries
-            .forward(&self.cross_norm.forward(&tokens)?)?;
-        let tokens = self
-            .cross_out
-            .forward_add(&attend(&queries, context, false)?, &tokens)?;
+        let joined = self.queries_keys_values.forward(&self.self_norm.forward(&tokens)?)?;
+        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
+        let tokens = self.self_out.forward_add(&attend(&joined, &keys_values, false)?, &tokens)?;
+        let queries = self.cross_queries.forward(&self.cross_norm.forward(&tokens)?)?;
+        let tokens = self.cross_out.forward_add(&attend(&queries, context, false)?, &tokens)?;
         let hidden = self.feed_in.forward(&self.feed_norm.forward(&tokens)?)?;
         self.feed_out.forward_add(&hidden, &tokens)
     }

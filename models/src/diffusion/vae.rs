@@ -31,11 +31,7 @@ pub(crate) struct Autoencoder {
 impl Autoencoder {
     pub(crate) fn load(weights: &Weights, config: &VaeConfig) -> WeightsResult<Self> {
         let latents = config.latent_channels;
-        let point = |wanted: bool, name: &str, channels: usize| {
-            wanted
-                .then(|| Conv2d::load(&weights.at(name), channels, channels, Window::POINT))
-                .transpose()
-        };
+        let point = |wanted: bool, name: &str, channels: usize| wanted.then(|| Conv2d::load(&weights.at(name), channels, channels, Window::POINT)).transpose();
         Ok(Self {
             encoder: Encoder::load(&weights.at("encoder"), config)?,
             quantise: point(config.use_quant_conv, "quant_conv", 2 * latents)?,
@@ -47,18 +43,14 @@ impl Autoencoder {
 
     /// Encodes `[batch, 3, height, width]`; the factor and shift of the config are not applied.
     pub(crate) fn encode(&self, pictures: &Tensor) -> Result<LatentDistribution> {
-        let mut moments = self
-            .encoder
-            .forward(&FeatureMap::from_channels_first(pictures)?)?;
+        let mut moments = self.encoder.forward(&FeatureMap::from_channels_first(pictures)?)?;
         if let Some(quantise) = &self.quantise {
             moments = quantise.forward(&moments)?;
         }
         let moments = moments.to_channels_first()?;
         Ok(LatentDistribution {
             mean: moments.narrow(1, 0, self.latent_channels)?.contiguous()?,
-            log_variance: moments
-                .narrow(1, self.latent_channels, self.latent_channels)?
-                .clamp(-30.0, 20.0)?,
+            log_variance: moments.narrow(1, self.latent_channels, self.latent_channels)?.clamp(-30.0, 20.0)?,
         })
     }
 
@@ -72,42 +64,13 @@ impl Autoencoder {
     }
 }
 
-fn residual(
-    weights: &Weights,
-    inputs: usize,
-    outputs: usize,
-    groups: usize,
-) -> WeightsResult<ResidualBlock> {
-    ResidualBlock::load(
-        weights,
-        inputs,
-        outputs,
-        None,
-        NormFigures {
-            groups,
-            epsilon: EPSILON,
-        },
-    )
+fn residual(weights: &Weights, inputs: usize, outputs: usize, groups: usize) -> WeightsResult<ResidualBlock> {
+    ResidualBlock::load(weights, inputs, outputs, None, NormFigures { groups, epsilon: EPSILON })
 }
 
 /// Residual blocks of one resolution, the first of which changes the number of channels.
-fn residuals(
-    weights: &Weights,
-    inputs: usize,
-    outputs: usize,
-    count: usize,
-    groups: usize,
-) -> WeightsResult<Vec<ResidualBlock>> {
-    (0..count)
-        .map(|layer| {
-            residual(
-                &weights.at(format!("resnets.{layer}")),
-                if layer == 0 { inputs } else { outputs },
-                outputs,
-                groups,
-            )
-        })
-        .collect()
+fn residuals(weights: &Weights, inputs: usize, outputs: usize, count: usize, groups: usize) -> WeightsResult<Vec<ResidualBlock>> {
+    (0..count).map(|layer| residual(&weights.at(format!("resnets.{layer}")), if layer == 0 { inputs } else { outputs }, outputs, groups)).collect()
 }
 
 struct Encoder {
@@ -125,38 +88,15 @@ impl Encoder {
         let block = |index: usize| {
             let weights = weights.at(format!("down_blocks.{index}"));
             let outputs = channels[index];
-            let downsampler = (index + 1 < channels.len()).then(|| {
-                Conv2d::load(
-                    &weights.at("downsamplers.0.conv"),
-                    outputs,
-                    outputs,
-                    Window::HALF_AFTER,
-                )
-            });
-            Ok((
-                residuals(
-                    &weights,
-                    channels[index.saturating_sub(1)],
-                    outputs,
-                    config.layers_per_block,
-                    groups,
-                )?,
-                downsampler.transpose()?,
-            ))
+            let downsampler = (index + 1 < channels.len()).then(|| Conv2d::load(&weights.at("downsamplers.0.conv"), outputs, outputs, Window::HALF_AFTER));
+            Ok((residuals(&weights, channels[index.saturating_sub(1)], outputs, config.layers_per_block, groups)?, downsampler.transpose()?))
         };
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), 3, channels[0], Window::SAME)?,
-            blocks: (0..channels.len())
-                .map(block)
-                .collect::<WeightsResult<_>>()?,
+            blocks: (0..channels.len()).map(block).collect::<WeightsResult<_>>()?,
             middle: MiddleBlock::load(&weights.at("mid_block"), last, groups)?,
             output_norm: GroupNorm::load(&weights.at("conv_norm_out"), groups, last, EPSILON)?,
-            output: Conv2d::load(
-                &weights.at("conv_out"),
-                last,
-                2 * config.latent_channels,
-                Window::SAME,
-            )?,
+            output: Conv2d::load(&weights.at("conv_out"), last, 2 * config.latent_channels, Window::SAME)?,
         })
     }
 
@@ -171,8 +111,7 @@ impl Encoder {
             }
         }
         hidden = self.middle.forward(&hidden)?;
-        self.output
-            .forward(&self.output_norm.forward_silu(&hidden)?)
+        self.output.forward(&self.output_norm.forward_silu(&hidden)?)
     }
 }
 
@@ -191,34 +130,14 @@ impl Decoder {
         let block = |index: usize| {
             let weights = weights.at(format!("up_blocks.{index}"));
             let level = channels.len() - 1 - index;
-            let (inputs, outputs) = (
-                channels[(level + 1).min(channels.len() - 1)],
-                channels[level],
-            );
-            let upsampler =
-                (level > 0).then(|| Upsampler::load(&weights.at("upsamplers.0"), outputs));
-            Ok((
-                residuals(
-                    &weights,
-                    inputs,
-                    outputs,
-                    config.layers_per_block + 1,
-                    groups,
-                )?,
-                upsampler.transpose()?,
-            ))
+            let (inputs, outputs) = (channels[(level + 1).min(channels.len() - 1)], channels[level]);
+            let upsampler = (level > 0).then(|| Upsampler::load(&weights.at("upsamplers.0"), outputs));
+            Ok((residuals(&weights, inputs, outputs, config.layers_per_block + 1, groups)?, upsampler.transpose()?))
         };
         Ok(Self {
-            input: Conv2d::load(
-                &weights.at("conv_in"),
-                config.latent_channels,
-                last,
-                Window::SAME,
-            )?,
+            input: Conv2d::load(&weights.at("conv_in"), config.latent_channels, last, Window::SAME)?,
             middle: MiddleBlock::load(&weights.at("mid_block"), last, groups)?,
-            blocks: (0..channels.len())
-                .map(block)
-                .collect::<WeightsResult<_>>()?,
+            blocks: (0..channels.len()).map(block).collect::<WeightsResult<_>>()?,
             output_norm: GroupNorm::load(&weights.at("conv_norm_out"), groups, first, EPSILON)?,
             output: Conv2d::load(&weights.at("conv_out"), first, 3, Window::SAME)?,
         })
@@ -234,8 +153,7 @@ impl Decoder {
                 hidden = upsampler.forward(&hidden)?;
             }
         }
-        self.output
-            .forward(&self.output_norm.forward_silu(&hidden)?)
+        self.output.forward(&self.output_norm.forward_silu(&hidden)?)
     }
 }
 
@@ -255,10 +173,7 @@ impl MiddleBlock {
     }
 
     fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
-        self.after.forward(
-            &self.attention.forward(&self.before.forward(input, None)?)?,
-            None,
-        )
+        self.after.forward(&self.attention.forward(&self.before.forward(input, None)?)?, None)
     }
 }
 
@@ -273,19 +188,10 @@ struct PixelAttention {
 impl PixelAttention {
     fn load(weights: &Weights, channels: usize, groups: usize) -> WeightsResult<Self> {
         // Files written before diffusers 0.17 use the second names.
-        let (joined, output) = if weights.contains("to_q.weight") {
-            (["to_q", "to_k", "to_v"], "to_out.0")
-        } else {
-            (["query", "key", "value"], "proj_attn")
-        };
+        let (joined, output) = if weights.contains("to_q.weight") { (["to_q", "to_k", "to_v"], "to_out.0") } else { (["query", "key", "value"], "proj_attn") };
         Ok(Self {
             norm: GroupNorm::load(&weights.at("group_norm"), groups, channels, EPSILON)?,
-            queries_keys_values: Linear::load_joined(
-                &joined.map(|name| weights.at(name)),
-                channels,
-                channels,
-                true,
-            )?,
+            queries_keys_values: Linear::load_joined(&joined.map(|name| weights.at(name)), channels, channels, true)?,
             output: Linear::load(&weights.at(output), channels, channels)?,
             channels,
         })
@@ -293,14 +199,9 @@ impl PixelAttention {
 
     fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
         let extent = input.extent()?;
-        let joined = self
-            .queries_keys_values
-            .forward(&self.norm.forward(input)?.to_tokens()?)?;
-        let keys_values =
-            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, 1)?;
-        let output = self
-            .output
-            .forward_add(&attend(&joined, &keys_values, false)?, &input.to_tokens()?)?;
+        let joined = self.queries_keys_values.forward(&self.norm.forward(input)?.to_tokens()?)?;
+        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, 1)?;
+        let output = self.output.forward_add(&attend(&joined, &keys_values, false)?, &input.to_tokens()?)?;
         FeatureMap::from_tokens(&output, extent.height, extent.width)
     }
 }

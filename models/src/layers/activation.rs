@@ -124,9 +124,5 @@ fn normal_cdf(x: f32) -> f32 {
     p = p.mul_add(t, -0.284_496_72);
     p = p.mul_add(t, 0.254_829_6);
     let upper_tail = 0.5 * p * t * exp(-z * z);
-    if x < 0.0 {
-        upper_tail
-    } else {
-        1.0 - upper_tail
-    }
+    if x < 0.0 { upper_tail } else { 1.0 - upper_tail }
 }

@@ -23,50 +23,23 @@ pub(crate) struct Window {
 
 impl Window {
     /// One pixel.
-    pub(crate) const POINT: Self = Self {
-        kernel: 1,
-        stride: 1,
-        before: 0,
-        after: 0,
-    };
+    pub(crate) const POINT: Self = Self { kernel: 1, stride: 1, before: 0, after: 0 };
     /// 3×3, same size.
-    pub(crate) const SAME: Self = Self {
-        kernel: 3,
-        stride: 1,
-        before: 1,
-        after: 1,
-    };
+    pub(crate) const SAME: Self = Self { kernel: 3, stride: 1, before: 1, after: 1 };
     /// 3×3, half the size, as the UNet shrinks.
-    pub(crate) const HALF: Self = Self {
-        kernel: 3,
-        stride: 2,
-        before: 1,
-        after: 1,
-    };
+    pub(crate) const HALF: Self = Self { kernel: 3, stride: 2, before: 1, after: 1 };
     /// 3×3, half the size, padded below and to the right only, as the autoencoder shrinks.
-    pub(crate) const HALF_AFTER: Self = Self {
-        kernel: 3,
-        stride: 2,
-        before: 0,
-        after: 1,
-    };
+    pub(crate) const HALF_AFTER: Self = Self { kernel: 3, stride: 2, before: 0, after: 1 };
 
     /// Patches of this edge that do not overlap.
     pub(crate) const fn patches(edge: usize) -> Self {
-        Self {
-            kernel: edge,
-            stride: edge,
-            before: 0,
-            after: 0,
-        }
+        Self { kernel: edge, stride: edge, before: 0, after: 0 }
     }
 
     fn output_length(&self, input: usize) -> Result<usize> {
         match (input + self.before + self.after).checked_sub(self.kernel) {
             Some(room) => Ok(room / self.stride + 1),
-            None => candle_core::bail!(
-                "a picture of {input} pixels is smaller than the window {self:?}"
-            ),
+            None => candle_core::bail!("a picture of {input} pixels is smaller than the window {self:?}"),
         }
     }
 }
@@ -89,68 +62,32 @@ pub(crate) struct Conv2d {
 }
 
 enum ConvWeight {
-    Host {
-        matrix: PackedMatrix,
-        bias: Option<Vec<f32>>,
-        zeros: Vec<f32>,
-    },
-    Device {
-        weight: Tensor,
-        bias: Option<Tensor>,
-    },
+    Host { matrix: PackedMatrix, bias: Option<Vec<f32>>, zeros: Vec<f32> },
+    Device { weight: Tensor, bias: Option<Tensor> },
 }
 
 impl Conv2d {
     /// Reads `weight` `[outputs, inputs, kernel, kernel]` and `bias`.
-    pub(crate) fn load(
-        weights: &Weights,
-        inputs: usize,
-        outputs: usize,
-        window: Window,
-    ) -> WeightsResult<Self> {
+    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, true)
     }
 
     /// As [`Conv2d::load`], without a bias.
-    pub(crate) fn load_without_bias(
-        weights: &Weights,
-        inputs: usize,
-        outputs: usize,
-        window: Window,
-    ) -> WeightsResult<Self> {
+    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, false)
     }
 
-    fn load_with(
-        weights: &Weights,
-        inputs: usize,
-        outputs: usize,
-        window: Window,
-        bias: bool,
-    ) -> WeightsResult<Self> {
+    fn load_with(weights: &Weights, inputs: usize, outputs: usize, window: Window, bias: bool) -> WeightsResult<Self> {
         let k = window.kernel;
         let shape = [outputs, inputs, k, k];
         let weight = if weights.on_host() {
             let values = weights.values("weight", &shape)?;
-            let matrix = PackedMatrix::pack(k * k, inputs, outputs, |tap, input, output| {
-                values[(output * inputs + input) * k * k + tap]
-            });
-            let bias = bias
-                .then(|| weights.values("bias", &[outputs]))
-                .transpose()?;
-            ConvWeight::Host {
-                matrix,
-                bias,
-                zeros: vec![0.0; inputs],
-            }
+            let matrix = PackedMatrix::pack(k * k, inputs, outputs, |tap, input, output| values[(output * inputs + input) * k * k + tap]);
+            let bias = bias.then(|| weights.values("bias", &[outputs])).transpose()?;
+            ConvWeight::Host { matrix, bias, zeros: vec![0.0; inputs] }
         } else {
-            let bias = bias
-                .then(|| weights.tensor("bias", &[outputs]))
-                .transpose()?;
-            ConvWeight::Device {
-                weight: weights.tensor("weight", &shape)?,
-                bias,
-            }
+            let bias = bias.then(|| weights.tensor("bias", &[outputs])).transpose()?;
+            ConvWeight::Device { weight: weights.tensor("weight", &shape)?, bias }
         };
         Ok(Self { window, weight })
     }
@@ -159,52 +96,24 @@ impl Conv2d {
         self.forward_with(input, ConvExtras::default())
     }
 
-    pub(crate) fn forward_with(
-        &self,
-        input: &FeatureMap,
-        extras: ConvExtras,
-    ) -> Result<FeatureMap> {
+    pub(crate) fn forward_with(&self, input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
         match &self.weight {
-            ConvWeight::Host {
-                matrix,
-                bias,
-                zeros,
-            } => self.forward_host(matrix, bias.as_deref(), zeros, input, extras),
-            ConvWeight::Device { weight, bias } => {
-                self.forward_device(weight, bias.as_ref(), input, extras)
-            }
+            ConvWeight::Host { matrix, bias, zeros } => self.forward_host(matrix, bias.as_deref(), zeros, input, extras),
+            ConvWeight::Device { weight, bias } => self.forward_device(weight, bias.as_ref(), input, extras),
         }
     }
 
-    fn forward_host(
-        &self,
-        matrix: &PackedMatrix,
-        bias: Option<&[f32]>,
-        zeros: &[f32],
-        input: &FeatureMap,
-        extras: ConvExtras,
-    ) -> Result<FeatureMap> {
+    fn forward_host(&self, matrix: &PackedMatrix, bias: Option<&[f32]>, zeros: &[f32], input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
         let extent = input.extent()?;
         if extent.channels != matrix.depth() {
-            candle_core::bail!(
-                "a convolution of {} channels got {extent:?}",
-                matrix.depth()
-            );
+            candle_core::bail!("a convolution of {} channels got {extent:?}", matrix.depth());
         }
         let scale = if extras.upsample { 2 } else { 1 };
         let height = self.window.output_length(extent.height * scale)?;
         let width = self.window.output_length(extent.width * scale)?;
         let rows = extent.batch * height * width;
         let output = host::with_values(input.native(), |values| {
-            let source = WindowRows {
-                values,
-                zeros,
-                extent,
-                window: self.window,
-                scale,
-                height,
-                width,
-            };
+            let source = WindowRows { values, zeros, extent, window: self.window, scale, height, width };
             host::with_optional_values(extras.image_bias, |image_bias| {
                 host::with_optional_values(extras.residual.map(FeatureMap::native), |residual| {
                     let epilogue = Epilogue {
@@ -217,34 +126,18 @@ impl Conv2d {
                 })
             })
         })???;
-        Ok(FeatureMap::from_native(host::tensor(
-            output,
-            (extent.batch, height, width, matrix.columns()),
-        )?))
+        Ok(FeatureMap::from_native(host::tensor(output, (extent.batch, height, width, matrix.columns()))?))
     }
 
-    fn forward_device(
-        &self,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        input: &FeatureMap,
-        extras: ConvExtras,
-    ) -> Result<FeatureMap> {
-        let Window {
-            stride,
-            before,
-            after,
-            ..
-        } = self.window;
+    fn forward_device(&self, weight: &Tensor, bias: Option<&Tensor>, input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
+        let Window { stride, before, after, .. } = self.window;
         let mut input = input.native().clone();
         if extras.upsample {
             let (_, _, height, width) = input.dims4()?;
             input = input.upsample_nearest2d(2 * height, 2 * width)?;
         }
         if before != after {
-            input = input
-                .pad_with_zeros(2, before, after)?
-                .pad_with_zeros(3, before, after)?;
+            input = input.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
         }
         let padding = if before == after { before } else { 0 };
         let mut output = input.conv2d(weight, padding, stride, 1, 1)?;
@@ -276,8 +169,7 @@ struct WindowRows<'a> {
 impl WindowRows<'_> {
     /// The input coordinate under tap `tap` of output coordinate `output`, if it is inside.
     fn coordinate(&self, output: usize, tap: usize, length: usize) -> Option<usize> {
-        let position =
-            (output * self.window.stride + tap).checked_sub(self.window.before)? / self.scale;
+        let position = (output * self.window.stride + tap).checked_sub(self.window.before)? / self.scale;
         (position < length).then_some(position)
     }
 }
@@ -285,19 +177,11 @@ impl WindowRows<'_> {
 // SAFETY: each pointer is that of a checked slice of `channels` values, or of as many zeros.
 unsafe impl RowSource for WindowRows<'_> {
     fn fill(&self, first: usize, count: usize, taps: &mut [TapRows]) {
-        let Extent {
-            channels,
-            height,
-            width,
-            ..
-        } = self.extent;
+        let Extent { channels, height, width, .. } = self.extent;
         let kernel = self.window.kernel;
         let zeros = self.zeros[..channels].as_ptr();
         for r in 0..count {
-            let (image, pixel) = (
-                (first + r) / (self.height * self.width),
-                (first + r) % (self.height * self.width),
-            );
+            let (image, pixel) = ((first + r) / (self.height * self.width), (first + r) % (self.height * self.width));
             let (y, x) = (pixel / self.width, pixel % self.width);
             for tap_y in 0..kernel {
                 let row = self.coordinate(y, tap_y, height);

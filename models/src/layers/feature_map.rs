@@ -24,20 +24,12 @@ pub(crate) struct FeatureMap(Tensor);
 impl FeatureMap {
     /// From a `[batch, channels, height, width]` tensor.
     pub(crate) fn from_channels_first(tensor: &Tensor) -> Result<Self> {
-        if is_host(tensor) {
-            Ok(Self(tensor.permute((0, 2, 3, 1))?.contiguous()?))
-        } else {
-            Ok(Self(tensor.clone()))
-        }
+        if is_host(tensor) { Ok(Self(tensor.permute((0, 2, 3, 1))?.contiguous()?)) } else { Ok(Self(tensor.clone())) }
     }
 
     /// To a `[batch, channels, height, width]` tensor.
     pub(crate) fn to_channels_first(&self) -> Result<Tensor> {
-        if is_host(&self.0) {
-            self.0.permute((0, 3, 1, 2))?.contiguous()
-        } else {
-            Ok(self.0.clone())
-        }
+        if is_host(&self.0) { self.0.permute((0, 3, 1, 2))?.contiguous() } else { Ok(self.0.clone()) }
     }
 
     /// From a tensor that is in this device's layout already.
@@ -53,38 +45,20 @@ impl FeatureMap {
     pub(crate) fn extent(&self) -> Result<Extent> {
         if is_host(&self.0) {
             let (batch, height, width, channels) = self.0.dims4()?;
-            Ok(Extent {
-                batch,
-                channels,
-                height,
-                width,
-            })
+            Ok(Extent { batch, channels, height, width })
         } else {
             let (batch, channels, height, width) = self.0.dims4()?;
-            Ok(Extent {
-                batch,
-                channels,
-                height,
-                width,
-            })
+            Ok(Extent { batch, channels, height, width })
         }
     }
 
     /// One token a pixel, row by row: `[batch, height · width, channels]`.
     pub(crate) fn to_tokens(&self) -> Result<Tensor> {
-        let Extent {
-            batch,
-            channels,
-            height,
-            width,
-        } = self.extent()?;
+        let Extent { batch, channels, height, width } = self.extent()?;
         if is_host(&self.0) {
             self.0.reshape((batch, height * width, channels))
         } else {
-            self.0
-                .reshape((batch, channels, height * width))?
-                .transpose(1, 2)?
-                .contiguous()
+            self.0.reshape((batch, channels, height * width))?.transpose(1, 2)?.contiguous()
         }
     }
 
@@ -94,12 +68,7 @@ impl FeatureMap {
         if is_host(tokens) {
             Ok(Self(tokens.reshape((batch, height, width, channels))?))
         } else {
-            Ok(Self(
-                tokens
-                    .transpose(1, 2)?
-                    .reshape((batch, channels, height, width))?
-                    .contiguous()?,
-            ))
+            Ok(Self(tokens.transpose(1, 2)?.reshape((batch, channels, height, width))?.contiguous()?))
         }
     }
 
@@ -116,18 +85,12 @@ impl FeatureMap {
         let mut joined = Vec::with_capacity(left.batch * left.height * left.width * channels);
         host::with_values(&self.0, |first| {
             host::with_values(&other.0, |second| {
-                for (first, second) in first
-                    .chunks_exact(left.channels)
-                    .zip(second.chunks_exact(right.channels))
-                {
+                for (first, second) in first.chunks_exact(left.channels).zip(second.chunks_exact(right.channels)) {
                     joined.extend_from_slice(first);
                     joined.extend_from_slice(second);
                 }
             })
         })??;
-        Ok(Self(host::tensor(
-            joined,
-            (left.batch, left.height, left.width, channels),
-        )?))
+        Ok(Self(host::tensor(joined, (left.batch, left.height, left.width, channels))?))
     }
 }

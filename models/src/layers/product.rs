@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activation::Activation;
 use super::isa::Isa;
 use super::kernel::{self, MAX_ROWS, MAX_WIDTH, TapRows};
+use super::activation::Activation;
 
 /// Rows that one task takes: enough to use a panel many times while it is in the cache.
 const TASK_ROWS: usize = 96;
@@ -35,50 +35,29 @@ pub(crate) struct PackedMatrix {
 
 impl PackedMatrix {
     /// Packs the values that `value(tap, depth, column)` names, for this processor.
-    pub(crate) fn pack(
-        taps: usize,
-        depth: usize,
-        columns: usize,
-        value: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
+    pub(crate) fn pack(taps: usize, depth: usize, columns: usize, value: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
         Self::pack_for(Isa::detect(), taps, depth, columns, value)
     }
 
-    pub(crate) fn pack_for(
-        isa: Isa,
-        taps: usize,
-        depth: usize,
-        columns: usize,
-        value: impl Fn(usize, usize, usize) -> f32 + Sync,
-    ) -> Self {
+    pub(crate) fn pack_for(isa: Isa, taps: usize, depth: usize, columns: usize, value: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
         let width = kernel::panel_width(isa);
         let panel_lines = taps * depth * width / 16;
         let mut lines = vec![Line([0.0; 16]); columns.div_ceil(width) * panel_lines];
         if panel_lines > 0 {
-            lines
-                .par_chunks_mut(panel_lines)
-                .enumerate()
-                .for_each(|(panel, lines)| {
-                    let first = panel * width;
-                    let used = width.min(columns - first);
-                    for tap in 0..taps {
-                        for k in 0..depth {
-                            let start = (tap * depth + k) * width;
-                            for lane in 0..used {
-                                lines[(start + lane) / 16].0[(start + lane) % 16] =
-                                    value(tap, k, first + lane);
-                            }
+            lines.par_chunks_mut(panel_lines).enumerate().for_each(|(panel, lines)| {
+                let first = panel * width;
+                let used = width.min(columns - first);
+                for tap in 0..taps {
+                    for k in 0..depth {
+                        let start = (tap * depth + k) * width;
+                        for lane in 0..used {
+                            lines[(start + lane) / 16].0[(start + lane) % 16] = value(tap, k, first + lane);
                         }
                     }
-                });
+                }
+            });
         }
-        Self {
-            lines,
-            taps,
-            depth,
-            columns,
-            isa,
-        }
+        Self { lines, taps, depth, columns, isa }
     }
 
     /// Columns of the matrix, without the padding of the last panel.
@@ -123,11 +102,7 @@ pub(crate) struct DenseRows<'a> {
 impl<'a> DenseRows<'a> {
     /// Rows of `length` values, each `stride` after the one before.
     pub(crate) fn new(values: &'a [f32], stride: usize, length: usize) -> Self {
-        Self {
-            values,
-            stride,
-            length,
-        }
+        Self { values, stride, length }
     }
 }
 
@@ -167,21 +142,14 @@ impl Epilogue<'_> {
             add(values, &bias[column..end]);
         }
         if let Some((bias, rows)) = self.image_bias {
-            let start = if bias.len() == columns {
-                0
-            } else {
-                row / rows * columns
-            };
+            let start = if bias.len() == columns { 0 } else { row / rows * columns };
             add(values, &bias[start + column..start + end]);
         }
         if let Some(activation) = self.activation {
             activation.apply(values);
         }
         if let Some(residual) = self.residual {
-            add(
-                values,
-                &residual[row * columns + column..row * columns + end],
-            );
+            add(values, &residual[row * columns + column..row * columns + end]);
         }
     }
 }
@@ -218,68 +186,42 @@ impl Target {
     /// The row and column must be inside.
     pub(crate) unsafe fn at(self, row: usize, column: usize) -> Self {
         // SAFETY: passed on.
-        Self {
-            first: unsafe { self.first.add(row * self.stride + column) },
-            stride: self.stride,
-        }
+        Self { first: unsafe { self.first.add(row * self.stride + column) }, stride: self.stride }
     }
 }
 
 /// Multiplies `rows` left rows by the matrix into a new `[rows, columns]` vector, on all threads of
 /// the current pool.
-pub(crate) fn multiply(
-    source: &impl RowSource,
-    rows: usize,
-    matrix: &PackedMatrix,
-    epilogue: &Epilogue,
-) -> Vec<f32> {
+pub(crate) fn multiply(source: &impl RowSource, rows: usize, matrix: &PackedMatrix, epilogue: &Epilogue) -> Vec<f32> {
     let mut output = vec![0.0f32; rows * matrix.columns];
     // SAFETY: the output has `rows` rows of `columns` values and outlives the product.
     let target = unsafe { Target::new(output.as_mut_ptr(), matrix.columns) };
     let panels = matrix.panels();
-    if rayon::current_num_threads() == 1
-        || rows * matrix.columns * matrix.depth * matrix.taps < PARALLEL_WORK
-    {
+    if rayon::current_num_threads() == 1 || rows * matrix.columns * matrix.depth * matrix.taps < PARALLEL_WORK {
         for first in (0..rows).step_by(TASK_ROWS) {
-            multiply_block(
-                source,
-                first..rows.min(first + TASK_ROWS),
-                matrix,
-                0..panels,
-                epilogue,
-                target,
-            );
+            multiply_block(source, first..rows.min(first + TASK_ROWS), matrix, 0..panels, epilogue, target);
         }
         return output;
     }
     let row_tasks = rows.div_ceil(TASK_ROWS);
     let panel_tasks = panels.div_ceil(TASK_PANELS);
-    (0..row_tasks * panel_tasks)
-        .into_par_iter()
-        .for_each(|task| {
-            let first = task % row_tasks * TASK_ROWS;
-            let panel = task / row_tasks * TASK_PANELS;
-            multiply_block(
-                source,
-                first..rows.min(first + TASK_ROWS),
-                matrix,
-                panel..panels.min(panel + TASK_PANELS),
-                epilogue,
-                target,
-            );
-        });
+    (0..row_tasks * panel_tasks).into_par_iter().for_each(|task| {
+        let first = task % row_tasks * TASK_ROWS;
+        let panel = task / row_tasks * TASK_PANELS;
+        multiply_block(
+            source,
+            first..rows.min(first + TASK_ROWS),
+            matrix,
+            panel..panels.min(panel + TASK_PANELS),
+            epilogue,
+            target,
+        );
+    });
     output
 }
 
 /// Multiplies some rows by some panels on the current thread.
-fn multiply_block(
-    source: &impl RowSource,
-    rows: Range<usize>,
-    matrix: &PackedMatrix,
-    panels: Range<usize>,
-    epilogue: &Epilogue,
-    target: Target,
-) {
+fn multiply_block(source: &impl RowSource, rows: Range<usize>, matrix: &PackedMatrix, panels: Range<usize>, epilogue: &Epilogue, target: Target) {
     let width = kernel::panel_width(matrix.isa);
     let tiles = rows.len().div_ceil(kernel::tile_rows(matrix.isa));
     let bounds = |tile: usize| rows.start + rows.len() * tile / tiles;
@@ -295,26 +237,13 @@ fn multiply_block(
             let (first, end) = (bounds(tile), bounds(tile + 1));
             // SAFETY: the matrix was packed for an instruction set of this processor, a tile has at
             // most `tile_rows` rows, and the source vouches for its pointers.
-            unsafe {
-                kernel::multiply_tile(
-                    matrix.isa,
-                    end - first,
-                    taps,
-                    matrix.depth,
-                    matrix.panel(panel),
-                    &mut values,
-                )
-            };
+            unsafe { kernel::multiply_tile(matrix.isa, end - first, taps, matrix.depth, matrix.panel(panel), &mut values) };
             for (row, values) in (first..end).zip(values.chunks_exact_mut(width)) {
                 let values = &mut values[..used];
                 epilogue.apply(row, column, matrix.columns, values);
                 // SAFETY: the target has this row and these columns, and no other task writes them.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        values.as_ptr(),
-                        target.first.add(row * target.stride + column),
-                        used,
-                    );
+                    std::ptr::copy_nonoverlapping(values.as_ptr(), target.first.add(row * target.stride + column), used);
                 }
             }
         }
@@ -325,21 +254,8 @@ fn multiply_block(
 ///
 /// # Safety
 /// `target` must hold `rows` rows of the matrix's columns.
-pub(crate) unsafe fn multiply_into(
-    source: &impl RowSource,
-    rows: usize,
-    matrix: &PackedMatrix,
-    epilogue: &Epilogue,
-    target: Target,
-) {
+pub(crate) unsafe fn multiply_into(source: &impl RowSource, rows: usize, matrix: &PackedMatrix, epilogue: &Epilogue, target: Target) {
     for first in (0..rows).step_by(TASK_ROWS) {
-        multiply_block(
-            source,
-            first..rows.min(first + TASK_ROWS),
-            matrix,
-            0..matrix.panels(),
-            epilogue,
-            target,
-        );
+        multiply_block(source, first..rows.min(first + TASK_ROWS), matrix, 0..matrix.panels(), epilogue, target);
     }
 }

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::{
     limits,
-    wire::{Account, Block, Call, Extrinsic, Failure, Info, Payload, Status, Submitted, WeightRow},
+    wire::{
+        Account, Block, Call, Extrinsic, Failure, Info, Payload, Status, Submitted, WeightRow,
+    },
 };
 use crate::chain::{Chain, ChainError, Hash, Head, Inclusion, Metagraph, Refusal, Settings};
 
@@ -31,9 +33,7 @@ pub struct Client {
 impl Client {
     /// Makes no connection yet.
     pub fn new(settings: &Settings) -> Result<Self, ChainError> {
-        settings
-            .validate()
-            .map_err(|e| ChainError::Unsupported(e.to_string()))?;
+        settings.validate().map_err(|e| ChainError::Unsupported(e.to_string()))?;
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
@@ -68,7 +68,11 @@ impl Client {
     }
 
     /// Registers the hotkey on a subnet.
-    pub async fn register(&self, pair: &HotkeyPair, netuid: u16) -> Result<Inclusion, ChainError> {
+    pub async fn register(
+        &self,
+        pair: &HotkeyPair,
+        netuid: u16,
+    ) -> Result<Inclusion, ChainError> {
         self.submit(pair, Call::Register { netuid }).await
     }
 
@@ -89,8 +93,7 @@ impl Client {
         netuid: u16,
         amount: u64,
     ) -> Result<Inclusion, ChainError> {
-        self.submit(pair, Call::RemoveStake { netuid, amount })
-            .await
+        self.submit(pair, Call::RemoveStake { netuid, amount }).await
     }
 
     /// Asks for free balance, rao.
@@ -103,11 +106,8 @@ impl Client {
         let mut attempt = 1;
         loop {
             let account = self.account(&pair.hotkey()).await?;
-            let payload = Payload {
-                genesis: account.genesis,
-                nonce: account.nonce,
-                call: call.clone(),
-            };
+            let payload =
+                Payload { genesis: account.genesis, nonce: account.nonce, call: call.clone() };
             let extrinsic = Extrinsic::sign(pair, &payload);
             match self.submit_extrinsic(&extrinsic).await {
                 // Another extrinsic of this hotkey took the nonce: this one was not and never will be
@@ -128,22 +128,12 @@ impl Client {
         let hash = extrinsic.hash();
         let mut sent = false;
         loop {
-            let status = if sent {
-                self.status(&hash).await
-            } else {
-                Ok(Status::Unknown)
-            };
+            let status = if sent { self.status(&hash).await } else { Ok(Status::Unknown) };
             let step = match status {
-                Ok(Status::Included {
-                    block,
-                    refusal: None,
-                }) => {
+                Ok(Status::Included { block, refusal: None }) => {
                     return Ok(Inclusion { block, hash });
                 }
-                Ok(Status::Included {
-                    refusal: Some(refusal),
-                    ..
-                }) => return Err(refusal.into()),
+                Ok(Status::Included { refusal: Some(refusal), .. }) => return Err(refusal.into()),
                 Ok(Status::Pending) => Ok(()),
                 Ok(Status::Unknown) => self.send(extrinsic).await,
                 Err(error) => Err(error),
@@ -166,14 +156,8 @@ impl Client {
     }
 
     async fn send(&self, extrinsic: &Extrinsic) -> Result<(), ChainError> {
-        let _: Submitted = self
-            .request(
-                Method::POST,
-                "/v1/extrinsics",
-                Some(extrinsic),
-                Duration::ZERO,
-            )
-            .await?;
+        let _: Submitted =
+            self.request(Method::POST, "/v1/extrinsics", Some(extrinsic), Duration::ZERO).await?;
         Ok(())
     }
 
@@ -185,8 +169,7 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ChainError> {
-        self.request::<(), T>(Method::GET, path, None, Duration::ZERO)
-            .await
+        self.request::<(), T>(Method::GET, path, None, Duration::ZERO).await
     }
 
     /// `wait` is what the chain itself may take before it answers.
@@ -198,17 +181,12 @@ impl Client {
         wait: Duration,
     ) -> Result<T, ChainError> {
         let timeout = self.request_timeout + wait;
-        let mut request = self
-            .http
-            .request(method, format!("{}{path}", self.endpoint))
-            .timeout(timeout);
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.endpoint)).timeout(timeout);
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|e| self.transport_error(&e, timeout))?;
+        let response = request.send().await.map_err(|e| self.transport_error(&e, timeout))?;
         let success = response.status().is_success();
         let status = response.status();
         let bytes = self.bounded_body(response, timeout).await?;
@@ -227,10 +205,8 @@ impl Client {
         timeout: Duration,
     ) -> Result<Vec<u8>, ChainError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|e| self.transport_error(&e, timeout))?
+        while let Some(chunk) =
+            response.chunk().await.map_err(|e| self.transport_error(&e, timeout))?
         {
             if bytes.len() + chunk.len() > limits::RESPONSE {
                 return Err(self.nonsense(format!("more than {} bytes", limits::RESPONSE)));
@@ -250,17 +226,11 @@ impl Client {
         while let Some(inner) = source.source() {
             source = inner;
         }
-        ChainError::Unreachable {
-            endpoint,
-            detail: source.to_string(),
-        }
+        ChainError::Unreachable { endpoint, detail: source.to_string() }
     }
 
     fn nonsense(&self, detail: impl ToString) -> ChainError {
-        ChainError::Response {
-            endpoint: self.endpoint.clone(),
-            detail: detail.to_string(),
-        }
+        ChainError::Response { endpoint: self.endpoint.clone(), detail: detail.to_string() }
     }
 }
 
@@ -283,15 +253,6 @@ impl Chain for Client {
         version_key: u64,
     ) -> Result<Inclusion, ChainError> {
         let (uids, values) = weights.iter().copied().unzip();
-        self.submit(
-            pair,
-            Call::SetWeights {
-                netuid,
-                uids,
-                values,
-                version_key,
-            },
-        )
-        .await
+        self.submit(pair, Call::SetWeights { netuid, uids, values, version_key }).await
     }
 }

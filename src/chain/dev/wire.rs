@@ -23,12 +23,7 @@ pub enum Call {
     /// Moves stake back into free balance.
     RemoveStake { netuid: u16, amount: u64 },
     /// Replaces the signer's weights.
-    SetWeights {
-        netuid: u16,
-        uids: Vec<u16>,
-        values: Vec<u16>,
-        version_key: u64,
-    },
+    SetWeights { netuid: u16, uids: Vec<u16>, values: Vec<u16>, version_key: u64 },
 }
 
 /// What is signed.
@@ -56,11 +51,7 @@ impl Extrinsic {
     pub fn sign(pair: &HotkeyPair, payload: &Payload) -> Self {
         let payload = serde_json::to_string(payload).expect("plain data becomes JSON");
         let signature = pair.sign(Domain::DevChain, payload.as_bytes());
-        Self {
-            signer: pair.hotkey(),
-            payload,
-            signature,
-        }
+        Self { signer: pair.hotkey(), payload, signature }
     }
 
     /// Of signer and payload. Not of the signature: signing the same payload twice gives two signatures,
@@ -74,8 +65,7 @@ impl Extrinsic {
 
     /// Checks the signature.
     pub fn verify(&self) -> Result<(), BadSignature> {
-        self.signer
-            .verify(Domain::DevChain, self.payload.as_bytes(), &self.signature)
+        self.signer.verify(Domain::DevChain, self.payload.as_bytes(), &self.signature)
     }
 }
 
@@ -116,10 +106,7 @@ pub enum Status {
     /// Waits for a block.
     Pending,
     /// In a block on the disk. A refusal means that it had no effect beyond using up its nonce.
-    Included {
-        block: u64,
-        refusal: Option<Refusal>,
-    },
+    Included { block: u64, refusal: Option<Refusal> },
     /// Never seen, lost with the pool, or included too long ago.
     Unknown,
 }
@@ -156,11 +143,7 @@ mod tests {
     use super::*;
 
     fn payload() -> Payload {
-        Payload {
-            genesis: Hash([7; 32]),
-            nonce: 3,
-            call: Call::Register { netuid: 1 },
-        }
+        Payload { genesis: Hash([7; 32]), nonce: 3, call: Call::Register { netuid: 1 } }
     }
 
     #[test]
@@ -170,14 +153,9 @@ mod tests {
         let genesis = "07".repeat(32);
         assert_eq!(
             extrinsic.payload,
-            format!(
-                r#"{{"genesis":"0x{genesis}","nonce":3,"call":{{"register":{{"netuid":1}}}}}}"#
-            )
+            format!(r#"{{"genesis":"0x{genesis}","nonce":3,"call":{{"register":{{"netuid":1}}}}}}"#)
         );
-        let included = Status::Included {
-            block: 5,
-            refusal: Some(Refusal::Stale),
-        };
+        let included = Status::Included { block: 5, refusal: Some(Refusal::Stale) };
         assert_eq!(
             serde_json::to_string(&included).unwrap(),
             r#"{"status":"included","block":5,"refusal":"Stale"}"#
