@@ -20,10 +20,7 @@ use crate::net::NodeKey;
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error("{}: {cause}", path.display())]
-    Io {
-        path: PathBuf,
-        cause: std::io::Error,
-    },
+    Io { path: PathBuf, cause: std::io::Error },
     #[error(
         "{} does not exist; make a hotkey with `argus wallet new`, or say which one with --wallet-path, --wallet and --hotkey",
         path.display()
@@ -112,19 +109,12 @@ pub fn node_key(data_dir: &Path) -> Result<NodeKey, IdentityError> {
 }
 
 fn parse_node_key(path: PathBuf, bytes: &[u8]) -> Result<NodeKey, IdentityError> {
-    let damaged = |cause: String| IdentityError::NodeKey {
-        path: path.clone(),
-        cause,
-    };
+    let damaged = |cause: String| IdentityError::NodeKey { path: path.clone(), cause };
     if bytes.is_empty() {
         return Err(damaged("it is empty".into()));
     }
-    NodeKey::from_bytes(bytes).map_err(|_| {
-        damaged(format!(
-            "its {} bytes are not an ed25519 key pair",
-            bytes.len()
-        ))
-    })
+    NodeKey::from_bytes(bytes)
+        .map_err(|_| damaged(format!("its {} bytes are not an ed25519 key pair", bytes.len())))
 }
 
 #[cfg(test)]

@@ -62,10 +62,7 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
 /// Decodes a value of at most `LIMIT` bytes, all of `bytes`.
 pub fn decode<T: Decode<()> + Encode, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > LIMIT {
-        return Err(CodecError::TooLarge {
-            length: bytes.len(),
-            limit: LIMIT,
-        });
+        return Err(CodecError::TooLarge { length: bytes.len(), limit: LIMIT });
     }
     // bincode counts a number at its full width, however short its encoding: hence twice a body.
     let configuration = config::standard().with_limit::<{ 2 * limits::BODY }>();
@@ -96,31 +93,17 @@ struct Same<'a>(&'a [u8]);
 
 impl Writer for Same<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
-        self.0 = self
-            .0
-            .strip_prefix(bytes)
-            .ok_or(EncodeError::Other("different bytes"))?;
+        self.0 = self.0.strip_prefix(bytes).ok_or(EncodeError::Other("different bytes"))?;
         Ok(())
     }
 }
 
-fn length<D: Decoder>(
-    from: &mut D,
-    limit: usize,
-    what: &'static str,
-) -> Result<usize, DecodeError> {
+fn length<D: Decoder>(from: &mut D, limit: usize, what: &'static str) -> Result<usize, DecodeError> {
     let length = u64::decode(from)?;
-    usize::try_from(length)
-        .ok()
-        .filter(|length| *length <= limit)
-        .ok_or_else(|| Error::Io {
-            inner: std::io::Error::other(OverLimit {
-                what,
-                length,
-                limit,
-            }),
-            additional: 0,
-        })
+    usize::try_from(length).ok().filter(|length| *length <= limit).ok_or_else(|| Error::Io {
+        inner: std::io::Error::other(OverLimit { what, length, limit }),
+        additional: 0,
+    })
 }
 
 /// A byte string of at most `limit` bytes.
@@ -132,10 +115,7 @@ pub(crate) fn bytes<D: Decoder>(
     let length = length(from, limit, what)?;
     from.claim_bytes_read(length)?;
     let reader = from.reader();
-    let value = reader
-        .peek_read(length)
-        .ok_or(Error::UnexpectedEnd { additional: length })?
-        .to_vec();
+    let value = reader.peek_read(length).ok_or(Error::UnexpectedEnd { additional: length })?.to_vec();
     reader.consume(length);
     Ok(value)
 }
@@ -146,8 +126,7 @@ pub(crate) fn text<D: Decoder>(
     limit: usize,
     what: &'static str,
 ) -> Result<String, DecodeError> {
-    String::from_utf8(bytes(from, limit, what)?)
-        .map_err(|_| Error::OtherString(format!("{what}: not UTF-8")))
+    String::from_utf8(bytes(from, limit, what)?).map_err(|_| Error::OtherString(format!("{what}: not UTF-8")))
 }
 
 /// Whether a model id may cross the wire: 1 to [`limits::MODEL_ID`] printable ASCII characters without
@@ -160,9 +139,7 @@ pub(crate) fn model_id<D: Decoder>(from: &mut D) -> Result<String, DecodeError> 
     let id = text(from, limits::MODEL_ID, "model id")?;
     match is_model_id(&id) {
         true => Ok(id),
-        false => Err(malformed(
-            "model id: empty, or not printable ASCII without spaces",
-        )),
+        false => Err(malformed("model id: empty, or not printable ASCII without spaces")),
     }
 }
 
@@ -247,10 +224,7 @@ impl TryFrom<u8> for FrameKind {
     type Error = CodecError;
 
     fn try_from(kind: u8) -> Result<Self, CodecError> {
-        Self::ALL
-            .into_iter()
-            .find(|known| *known as u8 == kind)
-            .ok_or(CodecError::UnknownFrame(kind))
+        Self::ALL.into_iter().find(|known| *known as u8 == kind).ok_or(CodecError::UnknownFrame(kind))
     }
 }
 
@@ -269,10 +243,7 @@ pub fn parse_frame_header(header: [u8; FRAME_HEADER]) -> Result<(FrameKind, usiz
     let kind = FrameKind::try_from(header[0])?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length > kind.limit() {
-        return Err(CodecError::TooLarge {
-            length,
-            limit: kind.limit(),
-        });
+        return Err(CodecError::TooLarge { length, limit: kind.limit() });
     }
     if length == 0 {
         // A stream of these would look alive without ever getting anywhere.

@@ -83,12 +83,7 @@ impl Hotkey {
     }
 
     /// Checks a signature over a protocol message of this domain.
-    pub fn verify(
-        &self,
-        domain: Domain,
-        message: &[u8],
-        signature: &Signature,
-    ) -> Result<(), BadSignature> {
+    pub fn verify(&self, domain: Domain, message: &[u8], signature: &Signature) -> Result<(), BadSignature> {
         self.verify_raw(&domain.digest(message), signature)
     }
 
@@ -99,19 +94,14 @@ impl Hotkey {
             return Err(BadSignature);
         }
         let key = PublicKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
-        let signature =
-            schnorrkel::Signature::from_bytes(&signature.0).map_err(|_| BadSignature)?;
-        key.verify_simple(CONTEXT, message, &signature)
-            .map_err(|_| BadSignature)
+        let signature = schnorrkel::Signature::from_bytes(&signature.0).map_err(|_| BadSignature)?;
+        key.verify_simple(CONTEXT, message, &signature).map_err(|_| BadSignature)
     }
 }
 
 fn checksum(payload: &[u8]) -> [u8; 2] {
     use blake2::{Blake2b512, Digest};
-    let hash = Blake2b512::new()
-        .chain_update(b"SS58PRE")
-        .chain_update(payload)
-        .finalize();
+    let hash = Blake2b512::new().chain_update(b"SS58PRE").chain_update(payload).finalize();
     [hash[0], hash[1]]
 }
 
@@ -140,12 +130,8 @@ impl FromStr for Hotkey {
         if text.len() > 64 {
             return Err(HotkeyError::TooLong(text.len()));
         }
-        let bytes = bs58::decode(text)
-            .into_vec()
-            .map_err(|e| HotkeyError::Base58(e.to_string()))?;
-        let bytes: [u8; 35] = bytes
-            .try_into()
-            .map_err(|b: Vec<u8>| HotkeyError::Length(b.len()))?;
+        let bytes = bs58::decode(text).into_vec().map_err(|e| HotkeyError::Base58(e.to_string()))?;
+        let bytes: [u8; 35] = bytes.try_into().map_err(|b: Vec<u8>| HotkeyError::Length(b.len()))?;
         if bytes[0] != SS58_PREFIX {
             return Err(HotkeyError::Prefix(bytes[0]));
         }

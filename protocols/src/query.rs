@@ -81,15 +81,9 @@ impl Open {
         if self.body_length == 0 || self.body_length as usize > limits::BODY {
             return Err(OpenError::Body(self.body_length));
         }
-        let Deadlines {
-            first_byte_ms,
-            idle_ms,
-            total_ms,
-        } = self.deadlines;
+        let Deadlines { first_byte_ms, idle_ms, total_ms } = self.deadlines;
         let possible = 1..=limits::DEADLINE_MS;
-        if [first_byte_ms, idle_ms, total_ms]
-            .iter()
-            .any(|ms| !possible.contains(ms))
+        if [first_byte_ms, idle_ms, total_ms].iter().any(|ms| !possible.contains(ms))
             || !codec::is_model_id(&self.model)
         {
             return Err(OpenError::Limits);
@@ -107,10 +101,7 @@ pub struct SignedOpen {
 
 impl<Context> Decode<Context> for SignedOpen {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
-        Ok(Self {
-            open: codec::bytes(from, limits::FRAME, "open")?,
-            signature: Decode::decode(from)?,
-        })
+        Ok(Self { open: codec::bytes(from, limits::FRAME, "open")?, signature: Decode::decode(from)? })
     }
 }
 
@@ -205,12 +196,8 @@ impl SignedOpen {
         if apart > limits::CLOCK_SKEW_MS {
             return Err(OpenError::Stale(apart));
         }
-        open.validator
-            .verify(Domain::Open, &self.open, &self.signature)?;
-        Ok(VerifiedOpen {
-            request_hash: self.request_hash(),
-            open,
-        })
+        open.validator.verify(Domain::Open, &self.open, &self.signature)?;
+        Ok(VerifiedOpen { request_hash: self.request_hash(), open })
     }
 }
 
@@ -225,8 +212,7 @@ impl VerifiedOpen {
 
     /// Decodes the body that came, if it is the one that was announced and signed for.
     pub fn read_task(&self, body: &[u8]) -> Result<Task, BodyError> {
-        if body.len() != self.open.body_length as usize || blake3::hash(body) != self.open.body_hash
-        {
+        if body.len() != self.open.body_length as usize || blake3::hash(body) != self.open.body_hash {
             return Err(BodyError::Hash);
         }
         let task = Task::from_bytes(body)?;
@@ -274,9 +260,7 @@ impl Progress {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let progress: Self = codec::decode::<Self, { limits::FRAME }>(bytes)?;
         if !(1..=progress.of).contains(&progress.step) {
-            return Err(CodecError::Malformed(
-                "a progress step beyond the last, or before the first".into(),
-            ));
+            return Err(CodecError::Malformed("a progress step beyond the last, or before the first".into()));
         }
         Ok(progress)
     }
@@ -346,17 +330,11 @@ impl Rejection {
     pub const LENGTH: usize = 5;
 
     pub fn new(reason: Reason) -> Self {
-        Self {
-            reason,
-            retry_after_ms: 0,
-        }
+        Self { reason, retry_after_ms: 0 }
     }
 
     pub fn busy(retry_after_ms: u32) -> Self {
-        Self {
-            reason: Reason::Busy,
-            retry_after_ms,
-        }
+        Self { reason: Reason::Busy, retry_after_ms }
     }
 
     fn has_retry(reason: Reason) -> bool {
@@ -372,9 +350,8 @@ impl Rejection {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
-        let bytes: [u8; Self::LENGTH] = bytes
-            .try_into()
-            .map_err(|_| CodecError::Malformed("a rejection has five bytes".into()))?;
+        let bytes: [u8; Self::LENGTH] =
+            bytes.try_into().map_err(|_| CodecError::Malformed("a rejection has five bytes".into()))?;
         let reason = Reason::ALL
             .into_iter()
             .find(|r| *r as u8 == bytes[0])
@@ -383,10 +360,7 @@ impl Rejection {
         if retry_after_ms != 0 && !Self::has_retry(reason) {
             return Err(CodecError::NotCanonical);
         }
-        Ok(Self {
-            reason,
-            retry_after_ms,
-        })
+        Ok(Self { reason, retry_after_ms })
     }
 }
 
@@ -404,10 +378,7 @@ impl ResultHeader {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
         let header: Self = codec::decode::<Self, { limits::FRAME }>(bytes)?;
         if header.body_length as usize > limits::BODY {
-            return Err(CodecError::TooLarge {
-                length: header.body_length as usize,
-                limit: limits::BODY,
-            });
+            return Err(CodecError::TooLarge { length: header.body_length as usize, limit: limits::BODY });
         }
         if header.body_length == 0 {
             return Err(CodecError::Malformed("an answer without a body".into()));

@@ -67,10 +67,7 @@ impl AsRef<[u8]> for QueryId {
     }
 }
 
-fn hex_bytes<T: AsRef<[u8]>, S: serde::Serializer>(
-    bytes: &T,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn hex_bytes<T: AsRef<[u8]>, S: serde::Serializer>(bytes: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&hex::encode(bytes.as_ref()))
 }
 
@@ -83,10 +80,7 @@ pub struct SignedReceipt {
 
 impl<Context> Decode<Context> for SignedReceipt {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
-        Ok(Self {
-            receipt: codec::bytes(from, limits::FRAME, "receipt")?,
-            signature: Decode::decode(from)?,
-        })
+        Ok(Self { receipt: codec::bytes(from, limits::FRAME, "receipt")?, signature: Decode::decode(from)? })
     }
 }
 
@@ -147,16 +141,10 @@ impl SignedReceipt {
         let verified = self.verify_alone()?;
         let receipt = &verified.receipt;
         let mismatch = [
-            (
-                "query",
-                receipt.id == open.id && receipt.netuid == open.netuid,
-            ),
+            ("query", receipt.id == open.id && receipt.netuid == open.netuid),
             ("validator", receipt.validator == open.validator),
             ("miner", receipt.miner == open.miner),
-            (
-                "task",
-                receipt.task == open.task && receipt.model == open.model,
-            ),
+            ("task", receipt.task == open.task && receipt.model == open.model),
             ("request", receipt.request_hash == request_hash),
             ("response", receipt.response_hash == response_hash),
             ("time", receipt.within_times_of(open)),
@@ -173,13 +161,8 @@ impl SignedReceipt {
         if receipt.accepted_at_ms > receipt.finished_at_ms {
             return Err(ReceiptError::Times);
         }
-        receipt
-            .miner
-            .verify(Domain::Receipt, &self.receipt, &self.signature)?;
-        Ok(VerifiedReceipt {
-            receipt,
-            signed: self,
-        })
+        receipt.miner.verify(Domain::Receipt, &self.receipt, &self.signature)?;
+        Ok(VerifiedReceipt { receipt, signed: self })
     }
 }
 

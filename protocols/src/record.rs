@@ -20,16 +20,10 @@ const KEY_PREFIX: &[u8] = b"argus/hotkey/1";
 
 /// Where a hotkey's record lives in the DHT.
 pub fn key(hotkey: &Hotkey) -> [u8; 32] {
-    *blake3::Hasher::new()
-        .update(KEY_PREFIX)
-        .update(hotkey.as_bytes())
-        .finalize()
-        .as_bytes()
+    *blake3::Hasher::new().update(KEY_PREFIX).update(hotkey.as_bytes()).finalize().as_bytes()
 }
 
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     Miner,
@@ -75,10 +69,7 @@ pub struct Record {
     pub expires_at_ms: u64,
 }
 
-fn as_text<T: std::fmt::Display, S: serde::Serializer>(
-    value: &T,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn as_text<T: std::fmt::Display, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
@@ -105,12 +96,7 @@ impl<Context> Decode<Context> for Wire {
             })?,
             role: Decode::decode(from)?,
             netuid: Decode::decode(from)?,
-            capabilities: codec::list(
-                from,
-                limits::RECORD_CAPABILITIES,
-                "capabilities",
-                Decode::decode,
-            )?,
+            capabilities: codec::list(from, limits::RECORD_CAPABILITIES, "capabilities", Decode::decode)?,
             sequence: Decode::decode(from)?,
             expires_at_ms: Decode::decode(from)?,
         })
@@ -126,10 +112,7 @@ pub struct SignedRecord {
 
 impl<Context> Decode<Context> for SignedRecord {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
-        Ok(Self {
-            record: codec::bytes(from, limits::RECORD, "record")?,
-            signature: Decode::decode(from)?,
-        })
+        Ok(Self { record: codec::bytes(from, limits::RECORD, "record")?, signature: Decode::decode(from)? })
     }
 }
 
@@ -178,11 +161,8 @@ impl Record {
     fn from_bytes(bytes: &[u8]) -> Result<Self, RecordError> {
         let wire: Wire = codec::decode::<Wire, { limits::RECORD }>(bytes)?;
         let peer = PeerId::from_bytes(&wire.peer).map_err(|e| RecordError::Peer(e.to_string()))?;
-        let addresses = wire
-            .addresses
-            .into_iter()
-            .map(|bytes| address(bytes, &peer))
-            .collect::<Result<_, _>>()?;
+        let addresses =
+            wire.addresses.into_iter().map(|bytes| address(bytes, &peer)).collect::<Result<_, _>>()?;
         // `-0` is not negative by comparison, but prints as if it were.
         if (wire.capabilities.iter()).any(|c| c.work_units_per_second.is_sign_negative()) {
             return Err(RecordError::Speed);
@@ -238,11 +218,7 @@ impl SignedRecord {
         let signed = Self { record, signature };
         let length = signed.to_bytes().len();
         if length > limits::RECORD {
-            return Err(CodecError::TooLarge {
-                length,
-                limit: limits::RECORD,
-            }
-            .into());
+            return Err(CodecError::TooLarge { length, limit: limits::RECORD }.into());
         }
         Ok(signed)
     }
@@ -267,13 +243,8 @@ impl SignedRecord {
         {
             return Err(RecordError::Future);
         }
-        record
-            .hotkey
-            .verify(Domain::Record, &self.record, &self.signature)?;
-        Ok(VerifiedRecord {
-            record,
-            signed: self,
-        })
+        record.hotkey.verify(Domain::Record, &self.record, &self.signature)?;
+        Ok(VerifiedRecord { record, signed: self })
     }
 }
 

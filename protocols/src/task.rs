@@ -14,9 +14,7 @@ use crate::{
 };
 
 /// The tasks of this version. Codes are part of the protocol and never reused.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u16)]
 pub enum TaskKind {
@@ -140,10 +138,7 @@ impl ImageEmbedding {
 impl fmt::Debug for ImageEmbedding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sizes: Vec<usize> = self.pictures.iter().map(Vec::len).collect();
-        f.debug_struct("ImageEmbedding")
-            .field("model", &self.model)
-            .field("picture_bytes", &sizes)
-            .finish()
+        f.debug_struct("ImageEmbedding").field("model", &self.model).field("picture_bytes", &sizes).finish()
     }
 }
 
@@ -224,13 +219,7 @@ impl NsfwScores {
     const TOLERANCE: f32 = 0.01;
 
     fn check(&self) -> Result<(), &'static str> {
-        let all = [
-            self.drawing,
-            self.hentai,
-            self.neutral,
-            self.porn,
-            self.sexy,
-        ];
+        let all = [self.drawing, self.hentai, self.neutral, self.porn, self.sexy];
         let sum: f32 = all.iter().sum();
         let probable = all.iter().all(|p| (0.0..=1.0).contains(p));
         match probable && (sum - 1.0).abs() <= Self::TOLERANCE {
@@ -251,11 +240,7 @@ pub struct Features {
 
 impl<Context> Decode<Context> for Features {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
-        Ok(Self {
-            hashes: Decode::decode(from)?,
-            clip: embedding(from)?,
-            nsfw: Decode::decode(from)?,
-        })
+        Ok(Self { hashes: Decode::decode(from)?, clip: embedding(from)?, nsfw: Decode::decode(from)? })
     }
 }
 
@@ -305,12 +290,7 @@ impl<Context> Decode<Context> for Answer {
         Ok(match u32::decode(from)? {
             0 => Answer::Picture(codec::bytes(from, limits::BODY, "picture")?),
             1 => Answer::Nsfw(Decode::decode(from)?),
-            2 => Answer::Embeddings(codec::list(
-                from,
-                limits::EMBEDDING_PICTURES,
-                "embeddings",
-                embedding,
-            )?),
+            2 => Answer::Embeddings(codec::list(from, limits::EMBEDDING_PICTURES, "embeddings", embedding)?),
             _ => return Err(codec::malformed("an unknown kind of answer")),
         })
     }
@@ -348,9 +328,7 @@ impl Answer {
     pub fn answers(&self, task: &Task) -> bool {
         match (task, self) {
             (Task::TextToImage(_), Answer::Picture(_) | Answer::Nsfw(_)) => true,
-            (Task::ImageEmbedding(task), Answer::Embeddings(all)) => {
-                all.len() == task.pictures.len()
-            }
+            (Task::ImageEmbedding(task), Answer::Embeddings(all)) => all.len() == task.pictures.len(),
             _ => false,
         }
     }
@@ -361,12 +339,9 @@ impl fmt::Debug for Answer {
         match self {
             Answer::Picture(picture) => write!(f, "Picture({} bytes)", picture.len()),
             Answer::Nsfw(_) => f.write_str("Nsfw(features)"),
-            Answer::Embeddings(all) => write!(
-                f,
-                "Embeddings({} of {} dimensions)",
-                all.len(),
-                all.first().map_or(0, Vec::len)
-            ),
+            Answer::Embeddings(all) => {
+                write!(f, "Embeddings({} of {} dimensions)", all.len(), all.first().map_or(0, Vec::len))
+            }
         }
     }
 }

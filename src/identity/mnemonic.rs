@@ -15,11 +15,8 @@ const ROUNDS: u32 = 2048;
 /// A new phrase from the operating system's randomness.
 pub(super) fn generate() -> Zeroizing<String> {
     let mut entropy = Zeroizing::new([0; NEW_ENTROPY]);
-    rand::rngs::OsRng
-        .try_fill_bytes(&mut *entropy)
-        .expect("the operating system gives randomness");
-    let mnemonic =
-        Mnemonic::from_entropy_in(Language::English, &*entropy).expect("16 bytes are 12 words");
+    rand::rngs::OsRng.try_fill_bytes(&mut *entropy).expect("the operating system gives randomness");
+    let mnemonic = Mnemonic::from_entropy_in(Language::English, &*entropy).expect("16 bytes are 12 words");
     Zeroizing::new(mnemonic.to_string())
 }
 
@@ -34,12 +31,7 @@ pub(super) fn seed(phrase: &str) -> Result<Zeroizing<[u8; 32]>, IdentityError> {
     let (entropy, length) = mnemonic.to_entropy_array();
     let entropy = Zeroizing::new(entropy);
     let mut stretched = Zeroizing::new([0; 64]);
-    pbkdf2::pbkdf2_hmac::<pbkdf2::sha2::Sha512>(
-        &entropy[..length],
-        b"mnemonic",
-        ROUNDS,
-        &mut *stretched,
-    );
+    pbkdf2::pbkdf2_hmac::<pbkdf2::sha2::Sha512>(&entropy[..length], b"mnemonic", ROUNDS, &mut *stretched);
     let mut seed = Zeroizing::new([0; 32]);
     seed.copy_from_slice(&stretched[..32]);
     Ok(seed)
@@ -51,10 +43,9 @@ fn explain(error: bip39::Error) -> String {
         bip39::Error::BadWordCount(count) => {
             format!("it has {count} words instead of 12, 15, 18, 21 or 24")
         }
-        bip39::Error::UnknownWord(index) => format!(
-            "word {} is not in the English list (all lower case)",
-            index + 1
-        ),
+        bip39::Error::UnknownWord(index) => {
+            format!("word {} is not in the English list (all lower case)", index + 1)
+        }
         bip39::Error::InvalidChecksum => {
             "its checksum is wrong: a word is another, or in another place".into()
         }

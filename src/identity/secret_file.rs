@@ -15,13 +15,8 @@ const PRIVATE: u32 = 0o600;
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> IdentityError + '_ {
     move |cause| match cause.kind() {
-        ErrorKind::AlreadyExists => IdentityError::Exists {
-            path: path.to_owned(),
-        },
-        _ => IdentityError::Io {
-            path: path.to_owned(),
-            cause,
-        },
+        ErrorKind::AlreadyExists => IdentityError::Exists { path: path.to_owned() },
+        _ => IdentityError::Io { path: path.to_owned(), cause },
     }
 }
 
@@ -30,10 +25,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, Identi
     let file = open(path)?;
     let mode = file.metadata().map_err(failed(path))?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
-        return Err(IdentityError::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(IdentityError::Exposed { path: path.to_owned(), mode });
     }
     read_open(file, path, limit)
 }
@@ -45,30 +37,20 @@ pub(super) fn read_public(path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>,
 
 fn open(path: &Path) -> Result<File, IdentityError> {
     // A named pipe would keep a plain open waiting for ever.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(failed(path))?;
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed(path))?;
     match file.metadata().map_err(failed(path))?.is_file() {
         true => Ok(file),
-        false => Err(IdentityError::NotAFile {
-            path: path.to_owned(),
-        }),
+        false => Err(IdentityError::NotAFile { path: path.to_owned() }),
     }
 }
 
 fn read_open(file: File, path: &Path, limit: u64) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
     // Room for everything at once: growing would leave copies behind that nobody erases.
     let mut bytes = Zeroizing::new(Vec::with_capacity(limit as usize + 1));
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed(path))?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(failed(path))?;
     match bytes.len() as u64 > limit {
-        true => Err(IdentityError::TooLarge {
-            path: path.to_owned(),
-            limit,
-        }),
+        true => Err(IdentityError::TooLarge { path: path.to_owned(), limit }),
         false => Ok(bytes),
     }
 }
@@ -81,10 +63,7 @@ pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|cause| IdentityError::Io {
-            path: folder.to_owned(),
-            cause,
-        })?;
+        .map_err(|cause| IdentityError::Io { path: folder.to_owned(), cause })?;
     let unfinished = Unfinished::write(path, bytes)?;
     // Unlike a rename, a link fails when there is a file already.
     fs::hard_link(&unfinished.0, path)
@@ -97,9 +76,7 @@ pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
         .map_err(failed(path))?;
     drop(unfinished);
     // The folder's entry has to be on the disk too.
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed(folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))
 }
 
 /// A file beside the one to be, removed when done with.
@@ -118,9 +95,7 @@ impl Unfinished {
             .open(&beside)
             .map_err(failed(&beside))?;
         let unfinished = Self(beside);
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed(path))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(path))?;
         Ok(unfinished)
     }
 }

@@ -15,8 +15,7 @@ const SEED: &str = "5H69LRyVowe4EVchLjsG6qQWCAJcb12UUbjMbZLbVPc6Kque";
 /// The wallet that bittensor-wallet made, with the modes that it gave and git does not keep.
 fn made_by_bittensor() -> TempDir {
     let root = tempfile::tempdir().unwrap();
-    let from =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wallets/throwaway/hotkeys");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/wallets/throwaway/hotkeys");
     let to = root.path().join("throwaway/hotkeys");
     fs::create_dir_all(&to).unwrap();
     for name in ["words", "wordspub.txt", "seed", "seedpub.txt"] {
@@ -189,10 +188,7 @@ fn damaged_files_say_what_is_wrong_and_never_what_is_in_them() {
         let refused = with_bytes(bytes);
         let shown = String::from_utf8_lossy(bytes);
         assert_eq!(refused.reason(), reason, "{shown}: {refused}");
-        assert!(
-            !format!("{refused} {refused:?}").contains("hunter2"),
-            "{refused}"
-        );
+        assert!(!format!("{refused} {refused:?}").contains("hunter2"), "{refused}");
     }
     // A scalar that is not reduced.
     let refused = with_bytes(format!(r#"{{"privateKey": "{}"}}"#, "ff".repeat(64)).as_bytes());
@@ -235,18 +231,7 @@ fn only_regular_files_are_read() {
 #[test]
 fn names_stay_inside_the_folder() {
     let root = tempfile::tempdir().unwrap();
-    for name in [
-        "",
-        "..",
-        ".",
-        "a/b",
-        "/etc",
-        ".hidden",
-        "a\0b",
-        "xpub.txt",
-        "a b",
-        "\u{1b}[2J",
-    ] {
+    for name in ["", "..", ".", "a/b", "/etc", ".hidden", "a\0b", "xpub.txt", "a b", "\u{1b}[2J"] {
         for wallet in [wallet(&root, name, "x"), wallet(&root, "x", name)] {
             let refused = wallet.create(&HotkeySecret::generate()).unwrap_err();
             assert_eq!(refused.reason(), "name", "{name:?}");
@@ -299,9 +284,7 @@ fn a_hotkey_is_never_overwritten() {
     // Nor what a dangling link points at.
     let link = path.with_file_name("link");
     symlink(root.path().join("elsewhere"), &link).unwrap();
-    let refused = self::wallet(&root, "alice", "link")
-        .create(&first)
-        .unwrap_err();
+    let refused = self::wallet(&root, "alice", "link").create(&first).unwrap_err();
     assert_eq!(refused.reason(), "exists");
     assert!(!root.path().join("elsewhere").exists());
     // Nothing unfinished stays behind.
@@ -337,26 +320,15 @@ fn phrases_and_seeds_of_substrate() {
 #[test]
 fn lists_all_wallets() {
     let root = made_by_bittensor();
-    wallet(&root, "another", "default")
-        .create(&HotkeySecret::generate())
-        .unwrap();
+    wallet(&root, "another", "default").create(&HotkeySecret::generate()).unwrap();
     set_mode(&root.path().join("throwaway/hotkeys/seed"), 0o644);
     fs::write(root.path().join("a stray file"), "").unwrap();
     let list = wallet(&root, "", "").list().unwrap();
-    let names: Vec<_> = list
-        .iter()
-        .map(|k| format!("{}/{}", k.wallet, k.name))
-        .collect();
-    assert_eq!(
-        names,
-        ["another/default", "throwaway/seed", "throwaway/words"]
-    );
+    let names: Vec<_> = list.iter().map(|k| format!("{}/{}", k.wallet, k.name)).collect();
+    assert_eq!(names, ["another/default", "throwaway/seed", "throwaway/words"]);
     assert_eq!(list[1].hotkey.as_ref().unwrap_err().reason(), "exposed");
     assert_eq!(list[2].hotkey.as_ref().unwrap().to_string(), WORDS);
-    let nowhere = Wallet {
-        path: Some(root.path().join("nowhere")),
-        ..Wallet::default()
-    };
+    let nowhere = Wallet { path: Some(root.path().join("nowhere")), ..Wallet::default() };
     assert!(nowhere.list().unwrap().is_empty());
 }
 
@@ -375,9 +347,7 @@ fn a_node_keeps_its_key() {
 fn one_of_many_processes_makes_the_node_key() {
     let root = tempfile::tempdir().unwrap();
     let peers: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| node_key(root.path()).unwrap().peer()))
-            .collect();
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| node_key(root.path()).unwrap().peer())).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
     assert!(peers.iter().all(|peer| *peer == peers[0]));
@@ -393,14 +363,7 @@ fn a_damaged_node_key_is_refused_and_kept() {
     let mut flipped = good.clone();
     *flipped.last_mut().unwrap() ^= 1;
     let longer = [&good[..], b"\0"].concat();
-    for bad in [
-        &[][..],
-        &good[..40],
-        &flipped,
-        &longer,
-        b"not a key at all",
-        &[0; 68],
-    ] {
+    for bad in [&[][..], &good[..40], &flipped, &longer, b"not a key at all", &[0; 68]] {
         fs::write(&path, bad).unwrap();
         let refused = node_key(root.path()).unwrap_err();
         assert_eq!(refused.reason(), "node_key", "{refused}");

@@ -145,10 +145,7 @@ fn valid_name<'a>(what: &'static str, name: Option<&'a str>) -> Result<&'a str, 
         && name.chars().all(good)
     {
         true => Ok(name),
-        false => Err(IdentityError::Name {
-            what,
-            name: name.escape_debug().take(NAME_LIMIT).collect(),
-        }),
+        false => Err(IdentityError::Name { what, name: name.escape_debug().take(NAME_LIMIT).collect() }),
     }
 }
 
@@ -160,10 +157,7 @@ fn with_suffix(path: &Path) -> PathBuf {
 
 /// Names in a folder that a wallet or hotkey can have; none where there is no folder.
 fn names(folder: &Path) -> Result<Vec<String>, IdentityError> {
-    let failed = |cause| IdentityError::Io {
-        path: folder.to_owned(),
-        cause,
-    };
+    let failed = |cause| IdentityError::Io { path: folder.to_owned(), cause };
     let entries = match fs::read_dir(folder) {
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(Vec::new());
@@ -203,18 +197,11 @@ impl HotkeySecret {
     pub fn from_phrase(phrase: &str) -> Result<Self, IdentityError> {
         let seed = mnemonic::seed(phrase)?;
         let words: Vec<&str> = phrase.split_whitespace().collect();
-        Ok(Self {
-            phrase: Some(Zeroizing::new(words.join(" "))),
-            ..Self::from_seed(seed)
-        })
+        Ok(Self { phrase: Some(Zeroizing::new(words.join(" "))), ..Self::from_seed(seed) })
     }
 
     pub fn from_seed(seed: Zeroizing<[u8; 32]>) -> Self {
-        Self {
-            pair: HotkeyPair::from_seed(&seed),
-            phrase: None,
-            seed: Some(seed),
-        }
+        Self { pair: HotkeyPair::from_seed(&seed), phrase: None, seed: Some(seed) }
     }
 
     /// From a seed in hexadecimal, with or without `0x`.
@@ -235,11 +222,7 @@ impl HotkeySecret {
         hex::decode_to_slice(digits, &mut *secret)
             .map_err(|_| "it is neither 32 nor 64 bytes in hexadecimal")?;
         let pair = HotkeyPair::from_secret(&secret).map_err(|e| e.to_string())?;
-        Ok(Self {
-            pair,
-            phrase: None,
-            seed: None,
-        })
+        Ok(Self { pair, phrase: None, seed: None })
     }
 
     pub fn pair(&self) -> &HotkeyPair {
@@ -258,9 +241,9 @@ impl HotkeySecret {
     fn to_file(&self) -> Zeroizing<Vec<u8>> {
         let secret = Zeroizing::new(self.pair.to_secret());
         KeyFile {
-            private_key: Some(prefixed(&*secret)),
-            secret_phrase: self.phrase.clone(),
-            secret_seed: self.seed.as_ref().map(|seed| prefixed(&**seed)),
+            private_key: Some(SecretText(prefixed(&*secret))),
+            secret_phrase: self.phrase.clone().map(SecretText),
+            secret_seed: self.seed.as_ref().map(|seed| SecretText(prefixed(&**seed))),
             ..KeyFile::public(&self.pair.hotkey())
         }
         .to_json()
@@ -281,43 +264,36 @@ fn prefixed(bytes: &[u8]) -> Zeroizing<String> {
     text
 }
 
-/// The JSON of a key file. Fields that are not known are left alone, as bittensor-wallet does.
-/// Secrets in JSON, erased from memory after use. (Zeroize's own serde feature would do the same, at the
-/// price of another build of everything that uses zeroize.)
-mod secret_text {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-    use zeroize::Zeroizing;
+/// Text in a key file that is erased after use. The serde feature of `zeroize` would do the same, but
+/// features are shared by everything that depends on it.
+struct SecretText(Zeroizing<String>);
 
-    pub(super) fn serialize<S: Serializer>(
-        secret: &Option<Zeroizing<String>>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        secret
-            .as_ref()
-            .map(|text| text.as_str())
-            .serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Zeroizing<String>>, D::Error> {
-        Ok(Option::<String>::deserialize(deserializer)?.map(Zeroizing::new))
+impl Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
     }
 }
 
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+/// The JSON of a key file. Fields that are not known are left alone, as bittensor-wallet does.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct KeyFile {
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
-    private_key: Option<Zeroizing<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    private_key: Option<SecretText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     account_id: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
-    secret_phrase: Option<Zeroizing<String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text")]
-    secret_seed: Option<Zeroizing<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    secret_phrase: Option<SecretText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    secret_seed: Option<SecretText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ss58_address: Option<String>,
     /// A number, or missing (then sr25519); older writers may have put something else.
@@ -347,73 +323,50 @@ impl KeyFile {
     }
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, IdentityError> {
-        let damaged = |cause: String| IdentityError::Damaged {
-            path: path.to_owned(),
-            cause,
-        };
+        let damaged = |cause: String| IdentityError::Damaged { path: path.to_owned(), cause };
         let encrypted: [&[u8]; 3] = [b"$NACL", b"$ANSIBLE_VAULT", b"gAAAAA"];
         if encrypted.iter().any(|mark| bytes.starts_with(mark)) {
-            return Err(IdentityError::Encrypted {
-                path: path.to_owned(),
-            });
+            return Err(IdentityError::Encrypted { path: path.to_owned() });
         }
         // The error's own text may quote the file, so it is not passed on.
         let file: Self = serde_json::from_slice(bytes).map_err(|e| {
-            damaged(format!(
-                "no JSON of a key file, at line {} column {}",
-                e.line(),
-                e.column()
-            ))
+            damaged(format!("no JSON of a key file, at line {} column {}", e.line(), e.column()))
         })?;
         match file.crypto_type.as_u64() {
             Some(1) | None => Ok(file),
-            Some(0) => Err(damaged(
-                "its key is ed25519 (cryptoType 0); Argus signs with sr25519".into(),
-            )),
+            Some(0) => Err(damaged("its key is ed25519 (cryptoType 0); Argus signs with sr25519".into())),
             Some(other) => Err(damaged(format!("cryptoType {other} is not known"))),
         }
     }
 
     /// The key, from the first of phrase, seed and private key that is there: bittensor-wallet's order.
     fn secret(&self, path: &Path) -> Result<HotkeySecret, IdentityError> {
-        let damaged = |cause: String| IdentityError::Damaged {
-            path: path.to_owned(),
-            cause,
-        };
+        let damaged = |cause: String| IdentityError::Damaged { path: path.to_owned(), cause };
         let secret = if let Some(phrase) = &self.secret_phrase {
-            HotkeySecret::from_phrase(phrase).map_err(|e| damaged(e.to_string()))?
+            HotkeySecret::from_phrase(&phrase.0).map_err(|e| damaged(e.to_string()))?
         } else if let Some(seed) = &self.secret_seed {
-            HotkeySecret::from_hex(seed).map_err(|e| damaged(format!("secretSeed: {e}")))?
+            HotkeySecret::from_hex(&seed.0).map_err(|e| damaged(format!("secretSeed: {e}")))?
         } else if let Some(key) = &self.private_key {
-            HotkeySecret::from_hex(key).map_err(|e| damaged(format!("privateKey: {e}")))?
+            HotkeySecret::from_hex(&key.0).map_err(|e| damaged(format!("privateKey: {e}")))?
         } else {
-            return Err(IdentityError::PublicOnly {
-                path: path.to_owned(),
-                hotkey: self.hotkey(path)?,
-            });
+            return Err(IdentityError::PublicOnly { path: path.to_owned(), hotkey: self.hotkey(path)? });
         };
         // bittensor-wallet would go on with the secret's key; whoever registered the address would not
         // understand why nobody knows this node.
         let hotkey = secret.pair.hotkey();
         let digits = hex::encode(hotkey.as_bytes());
         let other_key = |key: &Option<String>| {
-            key.as_ref()
-                .is_some_and(|key| !key.trim_start_matches("0x").eq_ignore_ascii_case(&digits))
+            key.as_ref().is_some_and(|key| !key.trim_start_matches("0x").eq_ignore_ascii_case(&digits))
         };
         let other_address = (self.ss58_address.as_ref()).is_some_and(|a| *a != hotkey.to_string());
         match other_address || other_key(&self.public_key) || other_key(&self.account_id) {
-            true => Err(damaged(format!(
-                "its secret is that of {hotkey}, its address is another"
-            ))),
+            true => Err(damaged(format!("its secret is that of {hotkey}, its address is another"))),
             false => Ok(secret),
         }
     }
 
     fn hotkey(&self, path: &Path) -> Result<Hotkey, IdentityError> {
-        let damaged = |cause: String| IdentityError::Damaged {
-            path: path.to_owned(),
-            cause,
-        };
+        let damaged = |cause: String| IdentityError::Damaged { path: path.to_owned(), cause };
         self.ss58_address
             .as_ref()
             .ok_or_else(|| damaged("it has neither a secret nor an address".into()))?

@@ -1,9 +1,9 @@
 //! The values that SPEC.md gives test vectors of.
 
 use argus_protocols::{
-    Answer, Capability, Features, HotkeyPair, ImageHashes, Multiaddr, NsfwScores, Open, PeerId,
-    QueryId, Receipt, Record, ResultHeader, Role, Task, TaskKind, query::Deadlines,
-    task::ImageEmbedding, task::TextToImage,
+    Answer, Capability, Features, HotkeyPair, ImageHashes, Multiaddr, NsfwScores, Open, PeerId, QueryId,
+    Receipt, Record, ResultHeader, Role, Task, TaskKind, query::Deadlines, task::ImageEmbedding,
+    task::TextToImage,
 };
 use libp2p_identity::Keypair;
 
@@ -32,11 +32,7 @@ pub fn miner_peer() -> PeerId {
 
 pub fn record() -> Record {
     let direct: Multiaddr = "/ip4/203.0.113.7/udp/4001/quic-v1".parse().unwrap();
-    let relay = format!(
-        "/ip4/198.51.100.2/tcp/4001/p2p/{}/p2p-circuit/p2p/{}",
-        peer(5),
-        miner_peer()
-    );
+    let relay = format!("/ip4/198.51.100.2/tcp/4001/p2p/{}/p2p-circuit/p2p/{}", peer(5), miner_peer());
     Record {
         hotkey: miner().hotkey(),
         peer: miner_peer(),
@@ -87,13 +83,7 @@ pub fn nsfw() -> Answer {
             colour: 0x3ff_ffff_ffff,
         },
         clip: vec![0.6, -0.8],
-        nsfw: NsfwScores {
-            drawing: 0.0,
-            hentai: 0.0,
-            neutral: 0.25,
-            porn: 0.5,
-            sexy: 0.25,
-        },
+        nsfw: NsfwScores { drawing: 0.0, hentai: 0.0, neutral: 0.25, porn: 0.5, sexy: 0.25 },
     })
 }
 
@@ -111,11 +101,7 @@ pub fn open() -> Open {
         validator_peer: validator_peer().to_bytes(),
         miner_peer: miner_peer().to_bytes(),
         issued_at_ms: NOW_MS,
-        deadlines: Deadlines {
-            first_byte_ms: 5_000,
-            idle_ms: 10_000,
-            total_ms: 60_000,
-        },
+        deadlines: Deadlines { first_byte_ms: 5_000, idle_ms: 10_000, total_ms: 60_000 },
         task: TaskKind::TextToImage.code(),
         model: "tiny-sd".into(),
         body_length: body.len() as u32,

@@ -1,8 +1,8 @@
 //! What peers may send and what becomes of it.
 
 use argus_protocols::{
-    Answer, CodecError, Hotkey, Open, RecordError, Rejection, ResultHeader, SignedOpen,
-    SignedReceipt, SignedRecord, Task,
+    Answer, CodecError, Hotkey, Open, RecordError, Rejection, ResultHeader, SignedOpen, SignedReceipt,
+    SignedRecord, Task,
     codec::{self, FrameKind},
     limits,
     query::{Accepted, BodyError, OpenError, Progress},
@@ -13,9 +13,7 @@ use crate::examples::*;
 
 fn verify_open(signed: SignedOpen, now_ms: u64) -> Result<(), OpenError> {
     let miner = miner().hotkey();
-    signed
-        .verify(&validator_peer(), &miner_peer(), &miner, now_ms)
-        .map(drop)
+    signed.verify(&validator_peer(), &miner_peer(), &miner, now_ms).map(drop)
 }
 
 /// Signs what `change` makes of the example.
@@ -38,17 +36,15 @@ fn no_bit_of_a_signed_message_can_be_changed() {
     let record = SignedRecord::sign(&record(), &miner()).unwrap();
     assert!(record.clone().verify(NOW_MS).is_ok());
     for bytes in each_bit(&record.to_bytes()) {
-        let verified = SignedRecord::from_bytes(&bytes)
-            .map_err(RecordError::from)
-            .and_then(|r| r.verify(NOW_MS));
+        let verified =
+            SignedRecord::from_bytes(&bytes).map_err(RecordError::from).and_then(|r| r.verify(NOW_MS));
         assert!(verified.is_err());
     }
     let signed = SignedOpen::sign(&open(), &validator());
     assert!(verify_open(signed.clone(), NOW_MS).is_ok());
     for bytes in each_bit(&signed.to_bytes()) {
-        let verified = SignedOpen::from_bytes(&bytes)
-            .map_err(OpenError::from)
-            .and_then(|o| verify_open(o, NOW_MS));
+        let verified =
+            SignedOpen::from_bytes(&bytes).map_err(OpenError::from).and_then(|o| verify_open(o, NOW_MS));
         assert!(verified.is_err());
     }
     let receipt = SignedReceipt::sign(&receipt(), &miner());
@@ -69,26 +65,14 @@ fn a_signature_of_one_kind_is_none_of_another() {
         record: record.record.clone(),
         signature: miner().sign(argus_protocols::hotkey::Domain::Open, &record.record),
     };
-    assert!(matches!(
-        as_record.verify(NOW_MS),
-        Err(RecordError::Signature(_))
-    ));
-    let raw = SignedOpen {
-        signature: validator().sign_raw(&open.open),
-        open: open.open,
-    };
-    assert!(matches!(
-        verify_open(raw, NOW_MS),
-        Err(OpenError::Signature(_))
-    ));
+    assert!(matches!(as_record.verify(NOW_MS), Err(RecordError::Signature(_))));
+    let raw = SignedOpen { signature: validator().sign_raw(&open.open), open: open.open };
+    assert!(matches!(verify_open(raw, NOW_MS), Err(OpenError::Signature(_))));
 }
 
 #[test]
 fn a_record_of_anothers_hotkey_is_neither_made_nor_taken() {
-    assert!(matches!(
-        SignedRecord::sign(&record(), &validator()),
-        Err(RecordError::OtherHotkey)
-    ));
+    assert!(matches!(SignedRecord::sign(&record(), &validator()), Err(RecordError::OtherHotkey)));
     // Our own signature under a record that names the miner's hotkey.
     let record = SignedRecord::sign(&record(), &miner()).unwrap().record;
     let forged = SignedRecord {
@@ -108,10 +92,7 @@ fn records_have_a_time() {
     assert!(matches!(at(u64::MAX), Err(RecordError::Expired)));
     // Our clock may be behind by the skew, no more.
     assert!(at(NOW_MS - limits::CLOCK_SKEW_MS).is_ok());
-    assert!(matches!(
-        at(NOW_MS - limits::CLOCK_SKEW_MS - 1),
-        Err(RecordError::Future)
-    ));
+    assert!(matches!(at(NOW_MS - limits::CLOCK_SKEW_MS - 1), Err(RecordError::Future)));
     assert!(matches!(at(0), Err(RecordError::Future)));
     let mut eternal = record();
     eternal.expires_at_ms = u64::MAX;
@@ -148,19 +129,11 @@ fn records_that_break_a_limit_are_not_made() {
         "limits"
     );
     assert_eq!(
-        refused(
-            |r| r.capabilities = vec![r.capabilities[0].clone(); limits::RECORD_CAPABILITIES + 1]
-        ),
+        refused(|r| r.capabilities = vec![r.capabilities[0].clone(); limits::RECORD_CAPABILITIES + 1]),
         "limits"
     );
-    assert_eq!(
-        refused(|r| r.capabilities[0].tasks = vec![1; limits::CAPABILITY_TASKS + 1]),
-        "limits"
-    );
-    assert_eq!(
-        refused(|r| r.capabilities[0].model = "m".repeat(limits::MODEL_ID + 1)),
-        "limits"
-    );
+    assert_eq!(refused(|r| r.capabilities[0].tasks = vec![1; limits::CAPABILITY_TASKS + 1]), "limits");
+    assert_eq!(refused(|r| r.capabilities[0].model = "m".repeat(limits::MODEL_ID + 1)), "limits");
     // Each field within its limit, all of them together not.
     assert_eq!(
         refused(|r| {
@@ -191,13 +164,7 @@ fn addresses_lead_to_the_peer_of_the_record_and_can_be_shown() {
         SignedRecord::sign(&record, &miner()).map(drop)
     };
     assert!(refused(format!("/ip4/203.0.113.7/tcp/1/p2p/{}", miner_peer())).is_ok());
-    assert!(
-        refused(format!(
-            "/ip4/203.0.113.7/tcp/1/p2p/{}/p2p-circuit",
-            peer(5)
-        ))
-        .is_ok()
-    );
+    assert!(refused(format!("/ip4/203.0.113.7/tcp/1/p2p/{}/p2p-circuit", peer(5))).is_ok());
     assert!(refused(format!("/ip4/203.0.113.7/tcp/1/p2p/{}", peer(5))).is_err());
     assert!(refused("/dns4/\u{1b}[2J/tcp/1".into()).is_err());
     let mut record = record();
@@ -211,28 +178,14 @@ fn an_open_frame_is_worth_nothing_elsewhere_or_later() {
     let hotkey = miner().hotkey();
     let verify = |from, to, hotkey: &Hotkey| signed.clone().verify(&from, &to, hotkey, NOW_MS);
     assert!(verify(validator_peer(), miner_peer(), &hotkey).is_ok());
-    assert!(matches!(
-        verify(peer(9), miner_peer(), &hotkey),
-        Err(OpenError::Peer)
-    ));
-    assert!(matches!(
-        verify(validator_peer(), peer(9), &hotkey),
-        Err(OpenError::Peer)
-    ));
-    assert!(matches!(
-        verify(validator_peer(), miner_peer(), &validator().hotkey()),
-        Err(OpenError::Miner)
-    ));
+    assert!(matches!(verify(peer(9), miner_peer(), &hotkey), Err(OpenError::Peer)));
+    assert!(matches!(verify(validator_peer(), peer(9), &hotkey), Err(OpenError::Peer)));
+    assert!(matches!(verify(validator_peer(), miner_peer(), &validator().hotkey()), Err(OpenError::Miner)));
     for skew in [limits::CLOCK_SKEW_MS, 0] {
         assert!(verify_open(signed.clone(), NOW_MS + skew).is_ok());
         assert!(verify_open(signed.clone(), NOW_MS - skew).is_ok());
     }
-    for now_ms in [
-        NOW_MS + limits::CLOCK_SKEW_MS + 1,
-        NOW_MS - limits::CLOCK_SKEW_MS - 1,
-        0,
-        u64::MAX,
-    ] {
+    for now_ms in [NOW_MS + limits::CLOCK_SKEW_MS + 1, NOW_MS - limits::CLOCK_SKEW_MS - 1, 0, u64::MAX] {
         let refused = verify_open(signed.clone(), now_ms).unwrap_err();
         assert!(matches!(refused, OpenError::Stale(_)));
     }
@@ -255,10 +208,9 @@ fn an_open_frame_keeps_to_its_limits() {
     ] {
         assert!(matches!(refused(change), OpenError::Limits));
     }
-    for change in [
-        (|o| o.model = "m".repeat(limits::MODEL_ID + 1)) as fn(&mut Open),
-        |o| o.validator_peer = vec![0; limits::PEER_ID + 1],
-    ] {
+    for change in [(|o| o.model = "m".repeat(limits::MODEL_ID + 1)) as fn(&mut Open), |o| {
+        o.validator_peer = vec![0; limits::PEER_ID + 1]
+    }] {
         assert_eq!(refused(change).reason(), "limits");
     }
     assert_eq!(refused(|o| o.model = String::new()).reason(), "malformed");
@@ -271,17 +223,12 @@ fn an_open_frame_keeps_to_its_limits() {
 fn a_body_is_the_one_that_was_signed_for() {
     let read = |open: SignedOpen, body: &[u8]| {
         let miner = miner().hotkey();
-        open.verify(&validator_peer(), &miner_peer(), &miner, NOW_MS)
-            .unwrap()
-            .read_task(body)
+        open.verify(&validator_peer(), &miner_peer(), &miner, NOW_MS).unwrap().read_task(body)
     };
     let body = text_to_image().to_bytes();
     let good = || SignedOpen::sign(&open(), &validator());
     assert_eq!(read(good(), &body).unwrap(), text_to_image());
-    assert!(matches!(
-        read(good(), &body[1..]).unwrap_err(),
-        BodyError::Hash
-    ));
+    assert!(matches!(read(good(), &body[1..]).unwrap_err(), BodyError::Hash));
     let mut other = body.clone();
     *other.last_mut().unwrap() ^= 1;
     assert!(matches!(read(good(), &other).unwrap_err(), BodyError::Hash));
@@ -312,23 +259,14 @@ fn a_receipt_is_for_one_query_and_one_answer() {
     assert_eq!(mismatch(|r| r.model = "other".into()), "task");
     assert_eq!(mismatch(|r| r.request_hash[0] ^= 1), "request");
     assert_eq!(mismatch(|r| r.response_hash[0] ^= 1), "response");
-    assert_eq!(
-        mismatch(|r| r.accepted_at_ms = NOW_MS - limits::CLOCK_SKEW_MS - 1),
-        "time"
-    );
+    assert_eq!(mismatch(|r| r.accepted_at_ms = NOW_MS - limits::CLOCK_SKEW_MS - 1), "time");
     assert_eq!(mismatch(|r| r.finished_at_ms = u64::MAX), "time");
-    assert!(matches!(
-        verify(|r| r.finished_at_ms = r.accepted_at_ms - 1),
-        Err(ReceiptError::Times)
-    ));
+    assert!(matches!(verify(|r| r.finished_at_ms = r.accepted_at_ms - 1), Err(ReceiptError::Times)));
     // Another miner's signature under a receipt that names itself.
     let mut own = receipt();
     own.miner = validator().hotkey();
     let own = SignedReceipt::sign(&own, &validator());
-    assert!(matches!(
-        own.verify(&open, request, response),
-        Err(ReceiptError::Mismatch("miner"))
-    ));
+    assert!(matches!(own.verify(&open, request, response), Err(ReceiptError::Mismatch("miner"))));
 }
 
 fn malformed(result: Result<impl std::fmt::Debug, CodecError>) {
@@ -337,9 +275,7 @@ fn malformed(result: Result<impl std::fmt::Debug, CodecError>) {
 
 #[test]
 fn tasks_have_possible_numbers() {
-    let Task::TextToImage(good) = text_to_image() else {
-        unreachable!()
-    };
+    let Task::TextToImage(good) = text_to_image() else { unreachable!() };
     for guidance in [f32::NAN, f32::INFINITY, -1.0, -0.0, limits::GUIDANCE + 1.0] {
         let mut task = good.clone();
         task.guidance = guidance;
@@ -362,14 +298,8 @@ fn tasks_have_possible_numbers() {
     assert!(Task::from_bytes(&Task::TextToImage(task.clone()).to_bytes()).is_ok());
     task.prompt.push('a');
     let over = Task::from_bytes(&Task::TextToImage(task).to_bytes()).unwrap_err();
-    assert_eq!(
-        over.to_string(),
-        "prompt: 4097 is over the limit of 4096",
-        "names the field"
-    );
-    let Task::ImageEmbedding(good) = image_embedding() else {
-        unreachable!()
-    };
+    assert_eq!(over.to_string(), "prompt: 4097 is over the limit of 4096", "names the field");
+    let Task::ImageEmbedding(good) = image_embedding() else { unreachable!() };
     for pictures in [vec![], vec![vec![]]] {
         let mut task = good.clone();
         task.pictures = pictures;
@@ -397,9 +327,7 @@ fn answers_have_possible_numbers() {
         |f| f.hashes.colour = 1 << 42,
     ];
     for change in changes {
-        let Answer::Nsfw(mut features) = nsfw() else {
-            unreachable!()
-        };
+        let Answer::Nsfw(mut features) = nsfw() else { unreachable!() };
         change(&mut features);
         malformed(Answer::from_bytes(&Answer::Nsfw(features).to_bytes()));
     }
@@ -446,35 +374,23 @@ fn one_value_has_one_encoding() {
     // 5 as itself; after 251 in two bytes; after 252 in four.
     assert_eq!(Accepted::decode(&[5]).unwrap().queue_position, 5);
     for longer in [&[251, 5, 0][..], &[252, 5, 0, 0, 0]] {
-        assert!(matches!(
-            Accepted::decode(longer),
-            Err(CodecError::NotCanonical)
-        ));
+        assert!(matches!(Accepted::decode(longer), Err(CodecError::NotCanonical)));
     }
     // A number too large for its type, and a length that is not there.
     malformed(Accepted::decode(&[253, 5, 0, 0, 0, 0, 0, 0, 0]));
     malformed(Accepted::decode(&[251, 5]));
     malformed(Accepted::decode(&[]));
-    assert!(matches!(
-        Accepted::decode(&[5, 0]),
-        Err(CodecError::Trailing(1))
-    ));
+    assert!(matches!(Accepted::decode(&[5, 0]), Err(CodecError::Trailing(1))));
 }
 
 #[test]
 fn frames_keep_to_the_limits_of_their_kind() {
     for kind in FrameKind::ALL {
         let header = codec::frame_header(kind, kind.limit());
-        assert_eq!(
-            codec::parse_frame_header(header).unwrap(),
-            (kind, kind.limit())
-        );
+        assert_eq!(codec::parse_frame_header(header).unwrap(), (kind, kind.limit()));
         let length = (kind.limit() as u32 + 1).to_le_bytes();
         let header = [kind as u8, length[0], length[1], length[2], length[3]];
-        assert!(matches!(
-            codec::parse_frame_header(header),
-            Err(CodecError::TooLarge { .. })
-        ));
+        assert!(matches!(codec::parse_frame_header(header), Err(CodecError::TooLarge { .. })));
         malformed(codec::parse_frame_header([kind as u8, 0, 0, 0, 0]));
     }
     for kind in (0..=255).filter(|kind| !(1..=7).contains(kind)) {
@@ -516,19 +432,10 @@ fn the_largest_frames_are_within_the_limits() {
     let receipt = SignedReceipt::sign(&long, &miner()).to_bytes();
     assert!(receipt.len() <= FrameKind::Receipt.limit());
     let longest = |frame: Vec<u8>, kind: FrameKind| assert_eq!(frame.len(), kind.limit());
-    longest(
-        codec::encode(&Accepted {
-            queue_position: u32::MAX,
-        }),
-        FrameKind::Accepted,
-    );
+    longest(codec::encode(&Accepted { queue_position: u32::MAX }), FrameKind::Accepted);
     let (step, of) = (u32::MAX, u32::MAX);
     longest(codec::encode(&Progress { step, of }), FrameKind::Progress);
-    let header = ResultHeader {
-        body_length: u32::MAX,
-        body_hash: [0xff; 32],
-        compute_ms: u32::MAX,
-    };
+    let header = ResultHeader { body_length: u32::MAX, body_hash: [0xff; 32], compute_ms: u32::MAX };
     longest(codec::encode(&header), FrameKind::Result);
 }
 
@@ -545,10 +452,7 @@ fn small_frames_have_possible_numbers() {
     };
     assert!(header(limits::BODY as u32).is_ok());
     malformed(header(0));
-    assert_eq!(
-        header(limits::BODY as u32 + 1).unwrap_err().reason(),
-        "limits"
-    );
+    assert_eq!(header(limits::BODY as u32 + 1).unwrap_err().reason(), "limits");
 }
 
 #[test]
@@ -559,22 +463,14 @@ fn rejections_are_five_bytes_and_nothing_else() {
     malformed(Rejection::from_bytes(&[0; 5]));
     malformed(Rejection::from_bytes(&[8, 0, 0, 0, 0]));
     // Only `busy` says when to come back.
-    assert!(matches!(
-        Rejection::from_bytes(&[2, 1, 0, 0, 0]),
-        Err(CodecError::NotCanonical)
-    ));
-    let odd = Rejection {
-        reason: argus_protocols::Reason::Failed,
-        retry_after_ms: 9,
-    };
+    assert!(matches!(Rejection::from_bytes(&[2, 1, 0, 0, 0]), Err(CodecError::NotCanonical)));
+    let odd = Rejection { reason: argus_protocols::Reason::Failed, retry_after_ms: 9 };
     assert_eq!(odd.to_bytes(), [6, 0, 0, 0, 0]);
 }
 
 #[test]
 fn prompts_and_pictures_are_not_in_debug_output() {
-    let Task::TextToImage(mut task) = text_to_image() else {
-        unreachable!()
-    };
+    let Task::TextToImage(mut task) = text_to_image() else { unreachable!() };
     task.negative_prompt = "secret too".into();
     let shown = format!("{:?}", Task::TextToImage(task));
     assert!(!shown.contains("apple") && !shown.contains("secret"));

@@ -17,14 +17,8 @@ fn bytes<const N: usize>(text: &str) -> [u8; N] {
 fn addresses_of_the_well_known_development_keys() {
     // (public key, SS58 with prefix 42), as `subkey inspect` prints them for //Alice, //Bob, //Charlie.
     for (public, address) in [
-        (
-            "d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d",
-            ALICE,
-        ),
-        (
-            "8eaf04151687736326c9fea17e25fc5287613693c912909cb226aa4794f26a48",
-            BOB,
-        ),
+        ("d43593c715fdd31c61141abd04a99fd6822c8558854ccde39a5684e7a56da27d", ALICE),
+        ("8eaf04151687736326c9fea17e25fc5287613693c912909cb226aa4794f26a48", BOB),
         (
             "90b5ab205c6974c9ea841be688864633dc9ca8a357843eeacf2314649965fe22",
             "5FLSigC9HGRKVhB9FiEo4Y3koPsNmBmLJbpXg2mp1hXcS59Y",
@@ -41,10 +35,7 @@ fn addresses_of_the_well_known_development_keys() {
 fn keys_from_well_known_seeds() {
     for (seed, address) in [
         // The secret seed of //Alice.
-        (
-            "e5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a",
-            ALICE,
-        ),
+        ("e5be9a5092b81bca64be81d212e7f2f9eba183bb7a90954f7b76361f6edb5c0a", ALICE),
         // Substrate's development phrase, "bottom drive obey lake …".
         (
             "fac7959dbfe72f052e5a0c3c8d6530f202b02fd8f9f5ca3580ec8deb7797479e",
@@ -74,10 +65,7 @@ fn expanded_secret_as_bittensor_writes_it() {
     let pair = HotkeyPair::from_seed(&bytes(seed));
     assert_eq!(hex::encode(pair.to_secret()), secret);
     let pair = HotkeyPair::from_secret(&bytes(secret)).unwrap();
-    assert_eq!(
-        pair.hotkey().to_string(),
-        "5GQWGejnmMYvDpJmsBjfbYt99Wujy5RPYoyXbKbLPdpttfmy"
-    );
+    assert_eq!(pair.hotkey().to_string(), "5GQWGejnmMYvDpJmsBjfbYt99Wujy5RPYoyXbKbLPdpttfmy");
 }
 
 #[test]
@@ -102,11 +90,7 @@ fn signatures_of_others() {
         let hotkey: Hotkey = address.parse().unwrap();
         hotkey.verify_raw(message.as_bytes(), &signature).unwrap();
         assert!(hotkey.verify_raw(b"another message", &signature).is_err());
-        assert!(
-            hotkey
-                .verify(Domain::Open, message.as_bytes(), &signature)
-                .is_err()
-        );
+        assert!(hotkey.verify(Domain::Open, message.as_bytes(), &signature).is_err());
     }
 }
 
@@ -115,17 +99,11 @@ fn addresses_that_are_refused_say_why() {
     use HotkeyError as E;
     let parse = |text: &str| text.parse::<Hotkey>().unwrap_err();
     // polkadot-js's test address on Kusama.
-    assert_eq!(
-        parse("EK1bFgKm2FsghcttHT7TB7rNyXApFgs9fCbijMGQNyFGBQm"),
-        E::Prefix(2)
-    );
+    assert_eq!(parse("EK1bFgKm2FsghcttHT7TB7rNyXApFgs9fCbijMGQNyFGBQm"), E::Prefix(2));
     assert_eq!(parse(&ALICE.replace('Q', "R")), E::Checksum);
     assert!(matches!(parse(&ALICE[..47]), E::Length(_) | E::Checksum));
     assert!(matches!(parse("not an address"), E::Base58(_)));
-    assert!(
-        matches!(parse("5Grwva0"), E::Base58(_)),
-        "0 is not of base58"
-    );
+    assert!(matches!(parse("5Grwva0"), E::Base58(_)), "0 is not of base58");
     assert!(matches!(parse(""), E::Length(0)));
     assert_eq!(parse(&"1".repeat(1 << 20)), E::TooLong(1 << 20));
     // A leading 1 is a zero byte more.
@@ -139,15 +117,9 @@ fn the_neutral_element_signs_for_nobody() {
     let mut signature = [0; 64];
     signature[63] = 0x80;
     assert!(zero.verify_raw(b"anything", &Signature(signature)).is_err());
-    assert_eq!(
-        HotkeyPair::from_secret(&[0; 64]).unwrap_err(),
-        HotkeyError::Secret
-    );
+    assert_eq!(HotkeyPair::from_secret(&[0; 64]).unwrap_err(), HotkeyError::Secret);
     // A scalar that is not reduced.
-    assert_eq!(
-        HotkeyPair::from_secret(&[0xff; 64]).unwrap_err(),
-        HotkeyError::Secret
-    );
+    assert_eq!(HotkeyPair::from_secret(&[0xff; 64]).unwrap_err(), HotkeyError::Secret);
 }
 
 #[test]
@@ -155,18 +127,9 @@ fn blake3_key_derivation_of_its_authors() {
     // test_vectors.json: input of length n is the bytes i mod 251.
     let context = "BLAKE3 2019-12-27 16:29:52 test vectors context";
     for (length, derived) in [
-        (
-            0,
-            "2cc39783c223154fea8dfb7c1b1660f2ac2dcbd1c1de8277b0b0dd39b7e50d7d",
-        ),
-        (
-            1,
-            "b3e2e340a117a499c6cf2398a19ee0d29cca2bb7404c73063382693bf66cb06c",
-        ),
-        (
-            1024,
-            "7356cd7720d5b66b6d0697eb3177d9f8d73a4a5c5e968896eb6a689684302706",
-        ),
+        (0, "2cc39783c223154fea8dfb7c1b1660f2ac2dcbd1c1de8277b0b0dd39b7e50d7d"),
+        (1, "b3e2e340a117a499c6cf2398a19ee0d29cca2bb7404c73063382693bf66cb06c"),
+        (1024, "7356cd7720d5b66b6d0697eb3177d9f8d73a4a5c5e968896eb6a689684302706"),
     ] {
         let input: Vec<u8> = (0..length).map(|i: u32| (i % 251) as u8).collect();
         assert_eq!(hex::encode(blake3::derive_key(context, &input)), derived);
@@ -177,12 +140,7 @@ fn blake3_key_derivation_of_its_authors() {
 fn every_domain_and_every_key_is_apart() {
     let message = b"message";
     let pair = HotkeyPair::from_seed(&[9; 32]);
-    let domains = [
-        Domain::Record,
-        Domain::Open,
-        Domain::Receipt,
-        Domain::DevChain,
-    ];
+    let domains = [Domain::Record, Domain::Open, Domain::Receipt, Domain::DevChain];
     for domain in domains {
         let signature = pair.sign(domain, message);
         for other in domains {
@@ -199,18 +157,12 @@ fn every_domain_and_every_key_is_apart() {
 fn text_forms_go_through_json() {
     let pair = HotkeyPair::from_seed(&[9; 32]);
     let json = serde_json::to_string(&pair.hotkey()).unwrap();
-    assert_eq!(
-        serde_json::from_str::<Hotkey>(&json).unwrap(),
-        pair.hotkey()
-    );
+    assert_eq!(serde_json::from_str::<Hotkey>(&json).unwrap(), pair.hotkey());
     let signature = pair.sign_raw(b"m");
     let json = serde_json::to_string(&signature).unwrap();
     assert_eq!(serde_json::from_str::<Signature>(&json).unwrap(), signature);
     let prefixed = format!("\"0x{}\"", hex::encode(signature.0));
-    assert_eq!(
-        serde_json::from_str::<Signature>(&prefixed).unwrap(),
-        signature
-    );
+    assert_eq!(serde_json::from_str::<Signature>(&prefixed).unwrap(), signature);
     for bad in ["\"\"", "\"0x\"", "\"00\"", "1"] {
         assert!(serde_json::from_str::<Signature>(bad).is_err());
         assert!(serde_json::from_str::<Hotkey>(bad).is_err());
@@ -220,8 +172,5 @@ fn text_forms_go_through_json() {
 #[test]
 fn secrets_are_not_printed() {
     let pair = HotkeyPair::from_seed(&[9; 32]);
-    assert_eq!(
-        format!("{pair:?}"),
-        format!("HotkeyPair({})", pair.hotkey())
-    );
+    assert_eq!(format!("{pair:?}"), format!("HotkeyPair({})", pair.hotkey()));
 }

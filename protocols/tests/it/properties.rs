@@ -7,9 +7,9 @@ use std::{
 };
 
 use argus_protocols::{
-    Answer, Capability, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Open, QueryId,
-    Reason, Receipt, Record, Rejection, ResultHeader, Role, SignedOpen, SignedReceipt,
-    SignedRecord, Task, codec, limits,
+    Answer, Capability, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Open, QueryId, Reason,
+    Receipt, Record, Rejection, ResultHeader, Role, SignedOpen, SignedReceipt, SignedRecord, Task, codec,
+    limits,
     query::{Accepted, Deadlines, Progress},
     task::{ImageEmbedding, TextToImage},
 };
@@ -48,29 +48,15 @@ const OVERHEAD: usize = 4096;
 type Decoder = fn(&[u8]) -> Option<Vec<u8>>;
 
 const DECODERS: [(&str, Decoder); 9] = [
-    ("signed record", |b| {
-        Some(SignedRecord::from_bytes(b).ok()?.to_bytes())
-    }),
-    ("signed open", |b| {
-        Some(SignedOpen::from_bytes(b).ok()?.to_bytes())
-    }),
-    ("signed receipt", |b| {
-        Some(SignedReceipt::from_bytes(b).ok()?.to_bytes())
-    }),
+    ("signed record", |b| Some(SignedRecord::from_bytes(b).ok()?.to_bytes())),
+    ("signed open", |b| Some(SignedOpen::from_bytes(b).ok()?.to_bytes())),
+    ("signed receipt", |b| Some(SignedReceipt::from_bytes(b).ok()?.to_bytes())),
     ("task", |b| Some(Task::from_bytes(b).ok()?.to_bytes())),
     ("answer", |b| Some(Answer::from_bytes(b).ok()?.to_bytes())),
-    ("accepted", |b| {
-        Some(codec::encode(&Accepted::decode(b).ok()?))
-    }),
-    ("progress", |b| {
-        Some(codec::encode(&Progress::decode(b).ok()?))
-    }),
-    ("result header", |b| {
-        Some(codec::encode(&ResultHeader::decode(b).ok()?))
-    }),
-    ("rejection", |b| {
-        Some(Rejection::from_bytes(b).ok()?.to_bytes().to_vec())
-    }),
+    ("accepted", |b| Some(codec::encode(&Accepted::decode(b).ok()?))),
+    ("progress", |b| Some(codec::encode(&Progress::decode(b).ok()?))),
+    ("result header", |b| Some(codec::encode(&ResultHeader::decode(b).ok()?))),
+    ("rejection", |b| Some(Rejection::from_bytes(b).ok()?.to_bytes().to_vec())),
 ];
 
 fn decode_with_all(bytes: &[u8]) -> TestCaseResult {
@@ -94,22 +80,13 @@ fn decode_with_all(bytes: &[u8]) -> TestCaseResult {
 fn signed_by_a_stranger(bytes: &[u8]) -> TestCaseResult {
     LARGEST.set(0);
     let signature = argus_protocols::Signature([0; 64]);
-    let record = SignedRecord {
-        record: bytes.to_vec(),
-        signature,
-    };
+    let record = SignedRecord { record: bytes.to_vec(), signature };
     prop_assert!(record.verify(examples::NOW_MS).is_err());
-    let open = SignedOpen {
-        open: bytes.to_vec(),
-        signature,
-    };
+    let open = SignedOpen { open: bytes.to_vec(), signature };
     let (from, to) = (examples::validator_peer(), examples::miner_peer());
     let miner = examples::miner().hotkey();
     prop_assert!(open.verify(&from, &to, &miner, examples::NOW_MS).is_err());
-    let receipt = SignedReceipt {
-        receipt: bytes.to_vec(),
-        signature,
-    };
+    let receipt = SignedReceipt { receipt: bytes.to_vec(), signature };
     prop_assert!(receipt.verify_alone().is_err());
     prop_assert!(LARGEST.get() <= GROWTH * bytes.len() + OVERHEAD);
     Ok(())
@@ -193,20 +170,18 @@ fn task() -> impl Strategy<Value = Task> {
         0.0..=limits::GUIDANCE,
         any::<u64>(),
     )
-        .prop_map(
-            |(model, prompt, negative_prompt, width, height, steps, guidance, seed)| {
-                Task::TextToImage(TextToImage {
-                    model,
-                    prompt,
-                    negative_prompt,
-                    width,
-                    height,
-                    steps,
-                    guidance,
-                    seed,
-                })
-            },
-        );
+        .prop_map(|(model, prompt, negative_prompt, width, height, steps, guidance, seed)| {
+            Task::TextToImage(TextToImage {
+                model,
+                prompt,
+                negative_prompt,
+                width,
+                height,
+                steps,
+                guidance,
+                seed,
+            })
+        });
     let embedding = (model(), pictures)
         .prop_map(|(model, pictures)| Task::ImageEmbedding(ImageEmbedding { model, pictures }));
     prop_oneof![text_to_image, embedding]
@@ -222,21 +197,10 @@ fn features() -> impl Strategy<Value = Features> {
     let scores = [0.01_f32..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0].prop_map(|s| {
         let sum: f32 = s.iter().sum();
         let [drawing, hentai, neutral, porn, sexy] = s.map(|x| x / sum);
-        NsfwScores {
-            drawing,
-            hentai,
-            neutral,
-            porn,
-            sexy,
-        }
+        NsfwScores { drawing, hentai, neutral, porn, sexy }
     });
     (any::<[u64; 3]>(), 0..1_u64 << 42, unit, scores).prop_map(|(h, colour, clip, nsfw)| Features {
-        hashes: ImageHashes {
-            average: h[0],
-            perceptual: h[1],
-            difference: h[2],
-            colour,
-        },
+        hashes: ImageHashes { average: h[0], perceptual: h[1], difference: h[2], colour },
         clip,
         nsfw,
     })
@@ -253,28 +217,20 @@ fn answer() -> impl Strategy<Value = Answer> {
 }
 
 fn capability() -> impl Strategy<Value = Capability> {
-    (
-        model(),
-        vec(any::<u16>(), 0..=limits::CAPABILITY_TASKS),
-        0.0..f32::MAX,
-        any::<u16>(),
+    (model(), vec(any::<u16>(), 0..=limits::CAPABILITY_TASKS), 0.0..f32::MAX, any::<u16>()).prop_map(
+        |(model, tasks, work_units_per_second, concurrency)| Capability {
+            model,
+            tasks,
+            work_units_per_second,
+            concurrency,
+        },
     )
-        .prop_map(
-            |(model, tasks, work_units_per_second, concurrency)| Capability {
-                model,
-                tasks,
-                work_units_per_second,
-                concurrency,
-            },
-        )
 }
 
 fn record() -> impl Strategy<Value = Record> {
     let address = prop_oneof![
-        any::<([u8; 4], u16)>().prop_map(|(ip, port)| format!(
-            "/ip4/{}/udp/{port}/quic-v1",
-            std::net::Ipv4Addr::from(ip)
-        )),
+        any::<([u8; 4], u16)>()
+            .prop_map(|(ip, port)| format!("/ip4/{}/udp/{port}/quic-v1", std::net::Ipv4Addr::from(ip))),
         any::<([u8; 16], u16)>()
             .prop_map(|(ip, port)| format!("/ip6/{}/tcp/{port}", std::net::Ipv6Addr::from(ip))),
         "[a-z0-9.]{1,60}".prop_map(|name| format!("/dns4/{name}/tcp/443")),
@@ -288,18 +244,16 @@ fn record() -> impl Strategy<Value = Record> {
         0..=examples::NOW_MS + limits::CLOCK_SKEW_MS,
         1..=limits::RECORD_LIFETIME_MS,
     )
-        .prop_map(
-            |(addresses, role, netuid, capabilities, sequence, lifetime)| Record {
-                hotkey: examples::miner().hotkey(),
-                peer: examples::miner_peer(),
-                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-                role,
-                netuid,
-                capabilities,
-                sequence,
-                expires_at_ms: examples::NOW_MS + lifetime,
-            },
-        )
+        .prop_map(|(addresses, role, netuid, capabilities, sequence, lifetime)| Record {
+            hotkey: examples::miner().hotkey(),
+            peer: examples::miner_peer(),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            role,
+            netuid,
+            capabilities,
+            sequence,
+            expires_at_ms: examples::NOW_MS + lifetime,
+        })
 }
 
 fn open() -> impl Strategy<Value = Open> {
@@ -314,23 +268,17 @@ fn open() -> impl Strategy<Value = Open> {
         1..=limits::BODY as u32,
         any::<[u8; 32]>(),
     )
-        .prop_map(
-            |(id, netuid, issued_at_ms, deadlines, task, model, body_length, body_hash)| Open {
-                id: QueryId(id),
-                netuid,
-                issued_at_ms,
-                deadlines: Deadlines {
-                    first_byte_ms: deadlines.0,
-                    idle_ms: deadlines.1,
-                    total_ms: deadlines.2,
-                },
-                task,
-                model,
-                body_length,
-                body_hash,
-                ..examples::open()
-            },
-        )
+        .prop_map(|(id, netuid, issued_at_ms, deadlines, task, model, body_length, body_hash)| Open {
+            id: QueryId(id),
+            netuid,
+            issued_at_ms,
+            deadlines: Deadlines { first_byte_ms: deadlines.0, idle_ms: deadlines.1, total_ms: deadlines.2 },
+            task,
+            model,
+            body_length,
+            body_hash,
+            ..examples::open()
+        })
 }
 
 proptest! {

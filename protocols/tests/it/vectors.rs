@@ -31,10 +31,7 @@ fn vectors() -> BTreeMap<String, Vec<u8>> {
                 Some((new, digits)) => (new.to_owned(), digits),
                 None => (name.take().expect("a vector has a name"), line),
             };
-            vectors
-                .entry(to.clone())
-                .or_default()
-                .push_str(digits.trim());
+            vectors.entry(to.clone()).or_default().push_str(digits.trim());
             name = Some(to);
         }
     }
@@ -75,10 +72,7 @@ fn frame(kind: FrameKind, payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_vectors_of_the_specification_hold() {
-    let mut checked = Checked {
-        vectors: vectors(),
-        ..Checked::default()
-    };
+    let mut checked = Checked { vectors: vectors(), ..Checked::default() };
     identities(&mut checked);
     encodings(&mut checked);
     records(&mut checked);
@@ -86,11 +80,7 @@ fn the_vectors_of_the_specification_hold() {
     bodies(&mut checked);
     let unknown: Vec<_> = checked.vectors.keys().collect();
     assert!(unknown.is_empty(), "nothing checks {unknown:?}");
-    assert!(
-        checked.wrong.is_empty(),
-        "SPEC.md should say\n{}",
-        checked.wrong.join("\n")
-    );
+    assert!(checked.wrong.is_empty(), "SPEC.md should say\n{}", checked.wrong.join("\n"));
 }
 
 fn identities(checked: &mut Checked) {
@@ -100,14 +90,8 @@ fn identities(checked: &mut Checked) {
     checked.is("miner.hotkey", miner().hotkey().as_bytes());
     checked.is("validator.peer", validator_peer().to_bytes());
     checked.is("miner.peer", miner_peer().to_bytes());
-    for (text, hotkey) in [
-        ("validator", validator().hotkey()),
-        ("miner", miner().hotkey()),
-    ] {
-        assert!(
-            SPEC.contains(&format!("{hotkey}")),
-            "SPEC.md should give the {text}'s address {hotkey}"
-        );
+    for (text, hotkey) in [("validator", validator().hotkey()), ("miner", miner().hotkey())] {
+        assert!(SPEC.contains(&format!("{hotkey}")), "SPEC.md should give the {text}'s address {hotkey}");
     }
     let message = b"argus";
     for (name, domain) in [
@@ -159,36 +143,20 @@ fn queries(checked: &mut Checked) {
     });
     let task = text_to_image().to_bytes();
     checked.is("frame.chunk", frame(FrameKind::Chunk, &task));
-    let accepted = Accepted {
-        queue_position: 300,
-    };
-    checked.is(
-        "frame.accepted",
-        frame(FrameKind::Accepted, &codec::encode(&accepted)),
-    );
-    checked.is(
-        "frame.rejected",
-        frame(FrameKind::Rejected, &Rejection::busy(1_500).to_bytes()),
-    );
+    let accepted = Accepted { queue_position: 300 };
+    checked.is("frame.accepted", frame(FrameKind::Accepted, &codec::encode(&accepted)));
+    checked.is("frame.rejected", frame(FrameKind::Rejected, &Rejection::busy(1_500).to_bytes()));
     let progress = Progress { step: 3, of: 20 };
-    checked.is(
-        "frame.progress",
-        frame(FrameKind::Progress, &codec::encode(&progress)),
-    );
+    checked.is("frame.progress", frame(FrameKind::Progress, &codec::encode(&progress)));
     let header: ResultHeader = result_header();
-    checked.is(
-        "frame.result",
-        frame(FrameKind::Result, &codec::encode(&header)),
-    );
+    checked.is("frame.result", frame(FrameKind::Result, &codec::encode(&header)));
     let new = SignedReceipt::sign(&receipt(), &miner());
     checked.is("receipt", &new.receipt);
     let framed = frame(FrameKind::Receipt, &new.to_bytes());
     checked.signed("frame.receipt", framed, |old| {
         let signed = SignedReceipt::from_bytes(payload(FrameKind::Receipt, old)).unwrap();
         let request_hash = SignedOpen::sign(&open(), &validator()).request_hash();
-        signed
-            .verify(&open(), request_hash, header.body_hash)
-            .is_ok_and(|read| *read == receipt())
+        signed.verify(&open(), request_hash, header.body_hash).is_ok_and(|read| *read == receipt())
     });
 }
 
