@@ -1,0 +1,56 @@
+//! The studio: one page for people, its files embedded. It may load nothing but itself and run no inline
+//! script; what it shows of a prompt or an error it sets as text.
+
+use axum::{
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
+     connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+struct File {
+    path: &'static str,
+    kind: &'static str,
+    text: &'static str,
+}
+
+macro_rules! file {
+    ($path:literal, $name:literal, $kind:literal) => {
+        File { path: $path, kind: $kind, text: include_str!(concat!("studio/", $name)) }
+    };
+}
+
+const FILES: [File; 7] = [
+    file!("/", "index.html", "text/html; charset=utf-8"),
+    file!("/studio/studio.css", "studio.css", "text/css; charset=utf-8"),
+    file!("/studio/studio.js", "studio.js", "text/javascript; charset=utf-8"),
+    file!("/studio/api.js", "api.js", "text/javascript; charset=utf-8"),
+    file!("/studio/gallery.js", "gallery.js", "text/javascript; charset=utf-8"),
+    file!("/studio/network.js", "network.js", "text/javascript; charset=utf-8"),
+    file!("/studio/icon.svg", "icon.svg", "image/svg+xml"),
+];
+
+/// Paths of all files, for the router.
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|file| file.path)
+}
+
+/// Answers with the file of this path, or with 304 when the browser has it.
+pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
+    let file = FILES.iter().find(|file| file.path == path)?;
+    let hash = blake3::hash(file.text.as_bytes()).to_hex();
+    let tag = HeaderValue::from_str(&format!("\"{}\"", &hash[..16])).expect("hexadecimal digits");
+    let known = headers.get(header::IF_NONE_MATCH) == Some(&tag);
+    let mut response = if known {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        ([(header::CONTENT_TYPE, file.kind)], file.text).into_response()
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::ETAG, tag);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    Some(response)
+}
