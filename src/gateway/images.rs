@@ -18,12 +18,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, Allowed, ModelCard, Progress, ServiceError, TextToImageLimits,
+    ApiError, ModelCard, Progress, ServiceError, TextToImageLimits,
     api::App,
     error::ErrorBody,
     ledger::{Reservation, Work},
-    limits, request, unix_s,
+    limits, request,
 };
+use crate::clock;
 
 /// What OpenAI's image endpoint takes, and Argus's own parameters. Anything else is an error.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -262,20 +263,6 @@ fn size(wanted: Option<&str>, allowed: &TextToImageLimits) -> Result<(u32, u32),
     }
 }
 
-impl<T: PartialEq + Copy + std::fmt::Display> std::fmt::Display for Allowed<T>
-where
-    f64: From<T>,
-{
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.min == self.max {
-            return write!(f, "{}", self.min);
-        }
-        write!(f, "{} to {}", self.min, self.max)?;
-        let step = f64::from(self.step);
-        if step != 0.0 && step != 1.0 { write!(f, " in steps of {}", self.step) } else { Ok(()) }
-    }
-}
-
 /// Pictures being made: holds the key's concurrency, its credits and a place among all requests.
 struct Job {
     app: Arc<App>,
@@ -332,7 +319,7 @@ impl Job {
         }
         let task = &self.order.task;
         Ok(ImageResponse {
-            created: unix_s(),
+            created: clock::unix_ms() / 1000,
             model: task.model.clone(),
             size: self.size(),
             output_format: "png",
@@ -359,7 +346,7 @@ impl Job {
             let event = CompletedEvent {
                 kind,
                 index,
-                created_at: unix_s(),
+                created_at: clock::unix_ms() / 1000,
                 model: task.model.clone(),
                 size: self.size(),
                 output_format: "png",

@@ -45,6 +45,8 @@ pub const CREDITS: u64 = 1_000_000_000_000;
 
 /// Connections from one address; loopback (a reverse proxy) is exempt.
 pub const CONNECTIONS_PER_ADDRESS: usize = 128;
+/// Connections to the admin port.
+pub const ADMIN_CONNECTIONS: usize = 16;
 /// Progress messages between the work and the client's stream; more than these are dropped.
 pub const PROGRESS: usize = 32;
 

@@ -3,7 +3,7 @@
 //! The validator implements [`Service`] over its miners; tests implement it over a local engine. Dropping
 //! the future of [`Service::run`] cancels the work.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use argus_protocols::{Answer, Hotkey, Task, TaskKind};
 use async_trait::async_trait;
@@ -71,6 +71,32 @@ pub struct Allowed<T> {
     pub max: T,
     pub step: T,
     pub default: T,
+}
+
+impl<T: Copy + PartialOrd> Allowed<T>
+where
+    f64: From<T>,
+{
+    pub fn permits(&self, value: T) -> bool {
+        let step = f64::from(self.step);
+        let steps = (f64::from(value) - f64::from(self.min)) / step;
+        // Written so that a NaN fails.
+        value >= self.min && value <= self.max && (step == 0.0 || (steps - steps.round()).abs() < 1e-3)
+    }
+}
+
+impl<T: Copy + PartialEq + fmt::Display> fmt::Display for Allowed<T>
+where
+    f64: From<T>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max {
+            return write!(f, "{}", self.min);
+        }
+        write!(f, "{} to {}", self.min, self.max)?;
+        let step = f64::from(self.step);
+        if step != 0.0 && step != 1.0 { write!(f, " in steps of {}", self.step) } else { Ok(()) }
+    }
 }
 
 /// How far a request is.
@@ -187,4 +213,28 @@ pub struct PeriodStatus {
     pub ends_at_ms: u64,
     /// Scored answers so far in this period.
     pub scored: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_permit_what_they_say() {
+        let size = Allowed { min: 64_u32, max: 256, step: 64, default: 128 };
+        let permitted: Vec<_> = (0..400).filter(|value| size.permits(*value)).collect();
+        assert_eq!(permitted, [64, 128, 192, 256]);
+        assert_eq!(size.to_string(), "64 to 256 in steps of 64");
+        let guidance = Allowed { min: 1.0_f32, max: 10.0, step: 0.0, default: 5.0 };
+        assert!(guidance.permits(1.0) && guidance.permits(7.31) && guidance.permits(10.0));
+        for bad in [f32::NAN, f32::INFINITY, -1.0, 0.99, 10.01] {
+            assert!(!guidance.permits(bad), "{bad}");
+        }
+        assert_eq!(guidance.to_string(), "1 to 10");
+        let halves = Allowed { min: 1.0_f32, max: 3.0, step: 0.5, default: 1.0 };
+        assert!(halves.permits(2.5) && !halves.permits(2.6));
+        let fixed = Allowed { min: 128_u32, max: 128, step: 64, default: 128 };
+        assert!(fixed.permits(128) && !fixed.permits(64));
+        assert_eq!(fixed.to_string(), "128");
+    }
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::limits;
+use super::{ledger::Defaults, limits};
 
 /// Settings of the gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,13 @@ pub struct SettingsError {
 }
 
 impl Settings {
+    pub fn key_defaults(&self) -> Defaults {
+        Defaults {
+            requests_per_minute: self.requests_per_minute,
+            concurrent: self.concurrent_per_key,
+        }
+    }
+
     pub fn validate(&self) -> Result<(), SettingsError> {
         let check = |field, good: bool, problem: &str| {
             if good { Ok(()) } else { Err(SettingsError { field, problem: problem.into() }) }
