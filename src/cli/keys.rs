@@ -93,12 +93,27 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     };
     let access = Access::open(&data_dir).await?;
     match args.command {
-        Command::New { name, rate, concurrent, credits } => {
-            let created = access.create(NewKey { name, rate, concurrent, credits }).await?;
+        Command::New {
+            name,
+            rate,
+            concurrent,
+            credits,
+        } => {
+            let created = access
+                .create(NewKey {
+                    name,
+                    rate,
+                    concurrent,
+                    credits,
+                })
+                .await?;
             if json {
                 return print_json(&created);
             }
-            eprintln!("Key {} ({}). Keep it: it is not shown again.", created.view.id, created.view.name);
+            eprintln!(
+                "Key {} ({}). Keep it: it is not shown again.",
+                created.view.id, created.view.name
+            );
             println!("{}", created.key);
         }
         Command::List { all } => {
@@ -110,10 +125,25 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
             print!("{}", table(&views));
         }
         Command::Usage { id } => show(&access.get(&id).await?, json)?,
-        Command::Update { id, name, rate, concurrent, add_credits, unlimited } => {
-            let change = KeyChange { name, rate, concurrent, add_credits, unlimited };
+        Command::Update {
+            id,
+            name,
+            rate,
+            concurrent,
+            add_credits,
+            unlimited,
+        } => {
+            let change = KeyChange {
+                name,
+                rate,
+                concurrent,
+                add_credits,
+                unlimited,
+            };
             if change == KeyChange::default() {
-                bail!("nothing to change: give --name, --rate, --concurrent, --add-credits or --unlimited");
+                bail!(
+                    "nothing to change: give --name, --rate, --concurrent, --add-credits or --unlimited"
+                );
             }
             show(&access.change(&id, change).await?, json)?;
         }
@@ -135,7 +165,10 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 /// The one process that may touch the keys: a running node, or this one.
 enum Access {
-    Running { client: reqwest::Client, node: AdminFile },
+    Running {
+        client: reqwest::Client,
+        node: AdminFile,
+    },
     Stopped(Ledger),
 }
 
@@ -144,15 +177,24 @@ impl Access {
         let file = AdminFile::read(data_dir)
             .with_context(|| format!("cannot read {}", AdminFile::path(data_dir).display()))?;
         if let Some(node) = file {
-            let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
-            let probe = client.get(format!("http://{}/keys", node.address)).bearer_auth(&node.token).send();
+            let client = reqwest::Client::builder()
+                .no_proxy()
+                .timeout(Duration::from_secs(10))
+                .build()?;
+            let probe = client
+                .get(format!("http://{}/keys", node.address))
+                .bearer_auth(&node.token)
+                .send();
             match probe.await {
-                Ok(answer) if answer.status().is_success() => return Ok(Self::Running { client, node }),
+                Ok(answer) if answer.status().is_success() => {
+                    return Ok(Self::Running { client, node });
+                }
                 // A node that was killed leaves its file behind; somebody else may have its port now.
                 Ok(_) => {}
                 Err(error) if error.is_connect() => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("the node at {} does not answer", node.address));
+                    return Err(error)
+                        .with_context(|| format!("the node at {} does not answer", node.address));
                 }
             }
         }
@@ -164,13 +206,19 @@ impl Access {
             );
         }
         let store = Store::open(&database)?;
-        Ok(Self::Stopped(Ledger::open(store, Settings::default().key_defaults())?))
+        Ok(Self::Stopped(Ledger::open(
+            store,
+            Settings::default().key_defaults(),
+        )?))
     }
 
     async fn create(&self, new: NewKey) -> anyhow::Result<CreatedKey> {
         match self {
             Self::Running { client, node } => {
-                call(client, node, Method::POST, "/keys", |request| request.json(&new)).await
+                call(client, node, Method::POST, "/keys", |request| {
+                    request.json(&new)
+                })
+                .await
             }
             Self::Stopped(ledger) => Ok(ledger.create(new)?),
         }
@@ -195,7 +243,10 @@ impl Access {
     async fn change(&self, id: &KeyId, change: KeyChange) -> anyhow::Result<KeyView> {
         match self {
             Self::Running { client, node } => {
-                call(client, node, Method::PATCH, &format!("/keys/{id}"), |r| r.json(&change)).await
+                call(client, node, Method::PATCH, &format!("/keys/{id}"), |r| {
+                    r.json(&change)
+                })
+                .await
             }
             Self::Stopped(ledger) => Ok(ledger.change(id, change)?),
         }
@@ -220,10 +271,15 @@ async fn call<T: DeserializeOwned>(
     path: &str,
     with: impl FnOnce(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<T> {
-    let request = client.request(method, format!("http://{}{path}", node.address)).bearer_auth(&node.token);
+    let request = client
+        .request(method, format!("http://{}{path}", node.address))
+        .bearer_auth(&node.token);
     let answer = with(request).send().await?;
     let status = answer.status();
-    let body: serde_json::Value = answer.json().await.context("the node's answer is not JSON")?;
+    let body: serde_json::Value = answer
+        .json()
+        .await
+        .context("the node's answer is not JSON")?;
     if status.is_success() {
         return Ok(serde_json::from_value(body)?);
     }
@@ -245,11 +301,24 @@ fn show(view: &KeyView, json: bool) -> anyhow::Result<()> {
     let usage = &view.usage;
     println!("key        {}", view.id);
     println!("name       {}", view.name);
-    println!("state      {}", if view.revoked_ms.is_some() { "revoked" } else { "open" });
-    println!("rate       {} a minute, {} at once", view.requests_per_minute, view.concurrent);
+    println!(
+        "state      {}",
+        if view.revoked_ms.is_some() {
+            "revoked"
+        } else {
+            "open"
+        }
+    );
+    println!(
+        "rate       {} a minute, {} at once",
+        view.requests_per_minute, view.concurrent
+    );
     println!("credits    {}", credits(view));
     println!("spent      {}", Credits(usage.spent_thousandths));
-    println!("requests   {} let in, {} refused", usage.requests, usage.refused);
+    println!(
+        "requests   {} let in, {} refused",
+        usage.requests, usage.refused
+    );
     println!("images     {}", usage.images);
     println!("embeddings {}", usage.embeddings);
     println!("last used  {}", ago(usage.last_used_ms));
@@ -264,7 +333,9 @@ fn credits(view: &KeyView) -> String {
 }
 
 fn ago(then_ms: Option<u64>) -> String {
-    let Some(then) = then_ms else { return "never".into() };
+    let Some(then) = then_ms else {
+        return "never".into();
+    };
     let seconds = crate::clock::unix_ms().saturating_sub(then) / 1000;
     match seconds {
         0..60 => "just now".into(),
@@ -278,7 +349,16 @@ fn table(views: &[KeyView]) -> String {
     if views.is_empty() {
         return "no keys; make one with `argus keys new NAME`\n".into();
     }
-    let head = ["KEY", "NAME", "RATE", "CREDITS", "IMAGES", "EMBEDDINGS", "LAST USED"].map(str::to_owned);
+    let head = [
+        "KEY",
+        "NAME",
+        "RATE",
+        "CREDITS",
+        "IMAGES",
+        "EMBEDDINGS",
+        "LAST USED",
+    ]
+    .map(str::to_owned);
     let rows = views.iter().map(|view| {
         let name = match view.revoked_ms {
             Some(_) => format!("{} (revoked)", view.name),
@@ -295,10 +375,18 @@ fn table(views: &[KeyView]) -> String {
         ]
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<_> = (0..7).map(width).collect();
     let line = |row: &[String; 7]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     rows.iter().map(line).collect()

@@ -5,6 +5,7 @@
 
 mod devnet;
 mod generate;
+pub mod keys;
 mod light;
 mod logging;
 mod lookup;

@@ -17,17 +17,37 @@ struct File {
 
 macro_rules! file {
     ($path:literal, $name:literal, $kind:literal) => {
-        File { path: $path, kind: $kind, text: include_str!(concat!("studio/", $name)) }
+        File {
+            path: $path,
+            kind: $kind,
+            text: include_str!(concat!("studio/", $name)),
+        }
     };
 }
 
 const FILES: [File; 7] = [
     file!("/", "index.html", "text/html; charset=utf-8"),
-    file!("/studio/studio.css", "studio.css", "text/css; charset=utf-8"),
-    file!("/studio/studio.js", "studio.js", "text/javascript; charset=utf-8"),
+    file!(
+        "/studio/studio.css",
+        "studio.css",
+        "text/css; charset=utf-8"
+    ),
+    file!(
+        "/studio/studio.js",
+        "studio.js",
+        "text/javascript; charset=utf-8"
+    ),
     file!("/studio/api.js", "api.js", "text/javascript; charset=utf-8"),
-    file!("/studio/gallery.js", "gallery.js", "text/javascript; charset=utf-8"),
-    file!("/studio/network.js", "network.js", "text/javascript; charset=utf-8"),
+    file!(
+        "/studio/gallery.js",
+        "gallery.js",
+        "text/javascript; charset=utf-8"
+    ),
+    file!(
+        "/studio/network.js",
+        "network.js",
+        "text/javascript; charset=utf-8"
+    ),
     file!("/studio/icon.svg", "icon.svg", "image/svg+xml"),
 ];
 
@@ -50,7 +70,13 @@ pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
     let headers = response.headers_mut();
     headers.insert(header::ETAG, tag);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(POLICY),
+    );
+    headers.insert(
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    );
     Some(response)
 }
