@@ -3,15 +3,14 @@
 //! RocksDB belongs to one process: a running node is asked over its admin port, a stopped one's store is
 //! opened here.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
+
+use argus_protocols::Role;
 
 use crate::{
     gateway::{
@@ -19,6 +18,7 @@ use crate::{
         admin::AdminFile,
         keys::{CreatedKey, Credits, KeyChange, KeyId, KeyView, NewKey},
     },
+    node::DataFolder,
     store::Store,
 };
 
@@ -85,13 +85,8 @@ enum Command {
 }
 
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let data_dir = match args.data_dir {
-        Some(dir) => dir,
-        None => std::env::home_dir()
-            .context("there is no home directory; name the data directory with --data-dir")?
-            .join(".argus/validator"),
-    };
-    let access = Access::open(&data_dir).await?;
+    let folder = DataFolder::locate(args.data_dir.as_deref(), Role::Validator)?;
+    let access = Access::open(&folder).await?;
     match args.command {
         Command::New {
             name,
@@ -173,9 +168,9 @@ enum Access {
 }
 
 impl Access {
-    async fn open(data_dir: &Path) -> anyhow::Result<Self> {
-        let file = AdminFile::read(data_dir)
-            .with_context(|| format!("cannot read {}", AdminFile::path(data_dir).display()))?;
+    async fn open(folder: &DataFolder) -> anyhow::Result<Self> {
+        let file = AdminFile::read(folder.path())
+            .with_context(|| format!("cannot read {}", AdminFile::path(folder.path()).display()))?;
         if let Some(node) = file {
             let client = reqwest::Client::builder()
                 .no_proxy()
@@ -198,11 +193,11 @@ impl Access {
                 }
             }
         }
-        let database = data_dir.join("db");
+        let database = folder.database();
         if !database.exists() {
             bail!(
                 "{} has no validator's data; start a validator there first, or name its directory with --data-dir",
-                data_dir.display()
+                folder.path().display()
             );
         }
         let store = Store::open(&database)?;

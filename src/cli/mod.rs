@@ -50,6 +50,8 @@ enum Command {
     Query(query::Args),
     /// Make a picture through a validator's API.
     Generate(generate::Args),
+    /// Create, list, change and revoke API keys of this machine's validator.
+    Keys(keys::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
     Status(status::Args),
     /// Print a completion script for a shell, to be sourced.
@@ -86,6 +88,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Lookup(args) => block_on(lookup::run(args, cli.json)),
         Command::Query(args) => block_on(query::run(args, cli.json)),
         Command::Generate(args) => block_on(generate::run(args, cli.json)),
+        Command::Keys(args) => block_on(keys::run(args, cli.json)),
         Command::Status(args) => block_on(status::run(args, cli.json)),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "argus", &mut std::io::stdout());
