@@ -16,6 +16,7 @@ mod ready;
 mod relay;
 mod status;
 mod validator;
+mod wallet;
 
 use std::process::ExitCode;
 
@@ -54,6 +55,8 @@ enum Command {
     Keys(keys::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
     Status(status::Args),
+    /// Make, show and list hotkeys; sign and verify with them.
+    Wallet(wallet::Args),
     /// Print a completion script for a shell, to be sourced.
     Completions { shell: clap_complete::Shell },
 }
@@ -90,6 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => block_on(generate::run(args, cli.json)),
         Command::Keys(args) => block_on(keys::run(args, cli.json)),
         Command::Status(args) => block_on(status::run(args, cli.json)),
+        Command::Wallet(args) => wallet::run(args, cli.json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "argus", &mut std::io::stdout());
             Ok(())

@@ -95,11 +95,15 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
     if let Answer::New { mnemonic: Some(words), .. } = &answer
         && !json
     {
-        eprintln!("\nThe secret phrase, shown this once. Whoever has it has the hotkey; without it a lost file");
+        eprintln!(
+            "\nThe secret phrase, shown this once. Whoever has it has the hotkey; without it a lost file"
+        );
         eprintln!("is lost for good. Write it down and keep it off this machine:\n\n  {}\n", words.as_str());
     }
     match answer {
-        Answer::Verify { valid: false, address } => bail!("the signature is not by {address} of this message"),
+        Answer::Verify { valid: false, address } => {
+            bail!("the signature is not by {address} of this message")
+        }
         _ => Ok(()),
     }
 }
