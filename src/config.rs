@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{chain, identity::Wallet, net};
+use crate::{chain, gateway, identity::Wallet, net};
 
 /// Everything a node can be told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +29,7 @@ pub struct Config {
     pub net: net::Settings,
     pub chain: chain::Settings,
     pub engine: Engine,
+    pub gateway: gateway::Settings,
 }
 
 impl Default for Config {
@@ -42,6 +43,7 @@ impl Default for Config {
             net: net::Settings::default(),
             chain: chain::Settings::default(),
             engine: Engine::default(),
+            gateway: gateway::Settings::default(),
         }
     }
 }

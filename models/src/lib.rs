@@ -23,4 +23,4 @@ pub use device::{DeviceError, DeviceKind};
 pub use diffusion::{GenerateError, Pipeline, StepControl, TextToImage};
 pub use loader::{LoadError, ModelFiles};
 pub use picture::{Limits, PictureError, RgbPicture};
-pub use registry::{ModelId, ModelSpec, Registry, RegistryError};
+pub use registry::{ModelId, ModelSource, ModelSpec, Registry, RegistryError};

@@ -10,6 +10,7 @@ mod light;
 mod logging;
 mod lookup;
 mod miner;
+mod models;
 mod options;
 mod query;
 mod ready;
@@ -53,6 +54,8 @@ enum Command {
     Generate(generate::Args),
     /// Create, list, change and revoke API keys of this machine's validator.
     Keys(keys::Args),
+    /// The models that this build and its registry know.
+    Models(models::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
     Status(status::Args),
     /// Make, show and list hotkeys; sign and verify with them.
@@ -92,6 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Query(args) => block_on(query::run(args, cli.json)),
         Command::Generate(args) => block_on(generate::run(args, cli.json)),
         Command::Keys(args) => block_on(keys::run(args, cli.json)),
+        Command::Models(args) => models::run(args, cli.json),
         Command::Status(args) => block_on(status::run(args, cli.json)),
         Command::Wallet(args) => wallet::run(args, cli.json),
         Command::Completions { shell } => {

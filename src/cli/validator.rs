@@ -22,7 +22,7 @@ pub struct Args {
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut config = args.node.config()?;
     if let Some(listen) = args.api {
-        todo!("{listen}");
+        config.gateway.listen = listen;
     }
     config.no_api |= args.no_api;
     node::run(Role::Validator, config, |up| ready::announce(up, json)).await

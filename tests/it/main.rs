@@ -1,3 +1,5 @@
 //! The one integration binary (each binary relinks RocksDB and candle).
 
+mod cli;
+mod network;
 mod tidy;
