@@ -8,7 +8,7 @@ moving average of the weights every --save-every seconds, with a contact sheet, 
     python train_unet.py --seconds 4800 --out out
 
 On a processor, two workers of one thread each are faster than two threads, which wait for each other at every
-layer when the machine has other work.
+layer when the machine has other work. The workers' weights are averaged every --sync-every steps.
 """
 
 import argparse
@@ -102,13 +102,14 @@ def load_models(args):
     return vae, unet, text_encoder.eval()  # eval: CLIP's towers have no dropout to switch on
 
 
-def average_gradients(parameters, workers: int) -> None:
-    """Mean of the gradients over all workers, in one message."""
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+@torch.no_grad()
+def average_parameters(parameters, workers: int) -> None:
+    """The mean over all workers, in one message (local SGD: each worker steps alone in between)."""
+    flat = torch.cat([p.reshape(-1) for p in parameters])
     dist.all_reduce(flat)
     flat /= workers
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad.copy_(part.view_as(p))
+        p.copy_(part.view_as(p))
 
 
 def train(rank: int, args) -> None:
@@ -163,14 +164,15 @@ def train(rank: int, args) -> None:
             contact_sheet(pictures, 8).save(args.out / f"sheet_{name}.png")
 
     started = last_save = time.time()
-    window, first_step = [], step
+    window, first_step, progress = [], step, 0.0
     while True:
-        progress = torch.tensor([(time.time() - started) / args.seconds])
-        if args.workers > 1:
-            dist.broadcast(progress, 0)  # all workers stop at the same step
-        progress = float(progress)
-        if progress >= 1:
-            break
+        if (step - first_step) % args.sync_every == 0:
+            now = torch.tensor([(time.time() - started) / args.seconds])
+            if args.workers > 1:
+                dist.broadcast(now, 0)  # all workers stop at the same step
+            progress = float(now)
+            if progress >= 1:
+                break
         rate = args.rate * min(1, (step - first_step + 1) / 100) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -186,16 +188,19 @@ def train(rank: int, args) -> None:
         loss = ((guess.float() - noise).square().mean((1, 2, 3)) * weights[timesteps]).mean()
         optimizer.zero_grad()
         loss.backward()
-        if args.workers > 1:
-            average_gradients(parameters, args.workers)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
+        window.append(loss.item())
+        if (step - first_step) % args.sync_every:
+            continue
+        if args.workers > 1:
+            average_parameters(parameters, args.workers)
         if rank == 0:
-            decay = min(0.998, (1 + step - first_step) / (10 + step - first_step))
+            done = (step - first_step) / args.sync_every
+            decay = min(args.decay ** args.sync_every, (1 + done) / (10 + done))
             torch._foreach_lerp_(list(average.parameters()), parameters, 1 - decay)
-            window.append(loss.item())
-            if step % 50 == 0:
+            if len(window) >= 48:
                 print(f"step {step}, {time.time() - started:.0f} s, loss {sum(window) / len(window):.4f}", flush=True)
                 window.clear()
             if time.time() - last_save > args.save_every:
@@ -226,7 +231,9 @@ def main() -> None:
     parser.add_argument("--variants", type=int, default=24, help="jittered copies of each picture, for each worker")
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--text-rate", type=float, default=0.3, help="times --rate, for the text encoder")
+    parser.add_argument("--decay", type=float, default=0.997, help="of the moving average, a step")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--sync-every", type=int, default=8, help="steps between averagings of the workers")
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--port", type=int, default=29511)
     parser.add_argument("--seed", type=int, default=0)
