@@ -3,12 +3,16 @@
     python bench_diffusers.py --weights ../weights --steps 20 --threads 2
 
 `median_s` is the median seconds a picture takes, text encoding and VAE included, after --warm-up pictures. float32.
+
+With --target, Cargo's target folder, the Rust bench named --bench, which must have been built, runs next with the same steps, guidance and threads; a second object and the ratio of the medians follow. The
+bench takes `--json --steps N --guidance G --threads T --repeats R` and prints an object with `median_s` as its last line.
 """
 
 import argparse
 import json
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -35,6 +39,19 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
+def run_rust(target: Path, name: str, args) -> dict:
+    """The newest executable of that bench, whichever profile built it."""
+    built = [p for p in target.glob(f"*/deps/{name}-*") if p.suffix == "" and p.stat().st_mode & 0o100]
+    if not built:
+        raise SystemExit(f"no bench `{name}` under {target}: build it with `cargo build --benches` first")
+    command = [
+        max(built, key=lambda p: p.stat().st_mtime), "--json", "--steps", args.steps, "--guidance", args.guidance,
+        "--threads", args.threads, "--repeats", args.repeats,
+    ]
+    reply = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
+    return json.loads(reply.stdout.strip().splitlines()[-1])
+
+
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,6 +62,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--target", type=Path, help="Cargo's target folder: run the Rust bench as well")
+    parser.add_argument("--bench", default="text_to_image")
     parser.add_argument("--save", type=Path, help="write the last picture here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -62,12 +81,17 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
     if args.save:
         image.save(args.save)
+    median = statistics.median(seconds)
     print(json.dumps({
-        "bench": "diffusers", "median_s": round(statistics.median(seconds), 4), "min_s": round(min(seconds), 4),
+        "bench": "diffusers", "median_s": round(median, 4), "min_s": round(min(seconds), 4),
         "max_s": round(max(seconds), 4), "repeats": args.repeats, "steps": args.steps, "guidance": args.guidance,
         "width": 64, "height": 64, "threads": args.threads, "dtype": "float32",
         "torch": torch.__version__.split("+")[0], "diffusers": diffusers.__version__, "machine": platform.machine(),
-    }))
+    }), flush=True)
+    if args.target:
+        rust = run_rust(args.target, args.bench, args)
+        print(json.dumps(rust))
+        print(json.dumps({"bench": "ratio", "rust_over_diffusers": round(rust["median_s"] / median, 3)}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Makes the embedded models from nothing: data, tokenizer and CLIP, autoencoder, UNet, export, measurements, fixtures.
+# Time of each stage in seconds: CLIP_SECONDS, VAE_SECONDS, DECODER_SECONDS, UNET_SECONDS. PYTHON names the interpreter
+# of an environment with requirements.txt; without it, one is made in .venv.
+set -eu
+cd "$(dirname "$0")"
+
+if [ -z "${PYTHON:-}" ]; then
+    [ -x .venv/bin/python ] || python3 -m venv .venv
+    .venv/bin/pip install --quiet -r requirements.txt
+    PYTHON=.venv/bin/python
+fi
+for tool in npm; do
+    command -v "$tool" >/dev/null || { echo "train.sh needs $tool on the PATH" >&2; exit 1; }
+done
+
+[ -f data/pictures.npy ] || "$PYTHON" prepare_data.py
+"$PYTHON" train_clip.py --seconds "${CLIP_SECONDS:-900}"
+"$PYTHON" train_vae.py --seconds "${VAE_SECONDS:-2400}"
+"$PYTHON" train_vae.py --vae out/vae --freeze-encoder --seconds "${DECODER_SECONDS:-1200}"
+"$PYTHON" train_unet.py --seconds "${UNET_SECONDS:-14400}"
+"$PYTHON" export.py
+"$PYTHON" evaluate.py | tee out/evaluation.json
+"$PYTHON" fixtures.py
