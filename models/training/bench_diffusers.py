@@ -5,7 +5,7 @@
 `median_s` is the median seconds a picture takes, text encoding and VAE included, after --warm-up pictures. float32.
 
 With --target, Cargo's target folder, the Rust bench named --bench, which must have been built, runs next with the same steps, guidance and threads; a second object and the ratio of the medians follow. The
-bench takes `--json --steps N --guidance G --threads T --repeats R` and prints an object with `median_s` as its last line.
+bench takes this script's options of the same names and prints an object with `median_s` as its last line.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def run_rust(target: Path, name: str, args) -> dict:
     if not built:
         raise SystemExit(f"no bench `{name}` under {target}: build it with `cargo build --benches` first")
     command = [
-        max(built, key=lambda p: p.stat().st_mtime), "--json", "--steps", args.steps, "--guidance", args.guidance,
-        "--threads", args.threads, "--repeats", args.repeats,
+        max(built, key=lambda p: p.stat().st_mtime), "--prompt", args.prompt, "--steps", args.steps, "--guidance", args.guidance,
+        "--threads", args.threads, "--warm-up", args.warm_up, "--repeats", args.repeats,
     ]
     reply = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
     return json.loads(reply.stdout.strip().splitlines()[-1])
