@@ -4,8 +4,9 @@
 
 `median_s` is the median seconds a picture takes, text encoding and VAE included, after --warm-up pictures. float32.
 
-With --target, Cargo's target folder, the Rust bench named --bench, which must have been built, runs next with the same steps, guidance and threads; a second object and the ratio of the medians follow. The
-bench takes this script's options of the same names and prints an object with `median_s` as its last line.
+With --target, Cargo's target folder, the Rust bench named --bench, which must have been built, runs next with the
+same steps, guidance and threads; a second object and the ratio of the medians follow. The bench takes this script's
+options of the same names and prints an object with `median_s` as its last line.
 """
 
 import argparse

@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=8, help="jittered copies of each picture of the narrow set")
     parser.add_argument("--latent-noise", type=float, default=0.05, help="deviation, so that it forgives the UNet")
     parser.add_argument("--seconds", type=float, default=1200)
+    parser.add_argument("--steps", type=int, help="stop, and anneal the rate, after so many steps rather than by time")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--threads", type=int, default=1)
@@ -92,9 +93,10 @@ def main() -> None:
     optimizer = torch.optim.AdamW(trained, lr=args.rate, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     average = copy.deepcopy(vae).requires_grad_(False)
     step, started = 0, time.time()
-    while (progress := (time.time() - started) / args.seconds) < 1:
+    elapsed = lambda: step / args.steps if args.steps else (time.time() - started) / args.seconds
+    while (progress := elapsed()) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min(1, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = args.rate * min(1, (step + 1) / 20) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
         chosen = torch.randint(len(pictures), (args.batch,))
         picture = to_signed(pictures[chosen])
         divergence = 0.0
@@ -112,9 +114,9 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step += 1
-        decay = min(0.99, (1 + step) / (10 + step))
+        decay = min(0.98, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - decay)
-        if step % 50 == 0:
+        if step % 25 == 0:
             print(f"step {step}, {time.time() - started:.0f} s, loss {loss.item():.4f}", flush=True)
         if step % 250 == 0:
             average.save_pretrained(args.out)
