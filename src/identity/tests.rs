@@ -375,3 +375,37 @@ fn a_damaged_node_key_is_refused_and_kept() {
     let refused = node_key(root.path()).unwrap_err();
     assert_eq!(refused.reason(), "exposed");
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config {
+        failure_persistence: None,
+        ..proptest::test_runner::Config::with_cases(64)
+    })]
+
+    /// Key files come from other programs and damaged disks: whatever is in one, it opens as the address
+    /// that it says or not at all.
+    #[test]
+    fn damage_to_a_key_file_never_yields_another_key(
+        at in proptest::prelude::any::<proptest::sample::Index>(),
+        byte in proptest::prelude::any::<u8>(),
+        cut in proptest::bool::ANY,
+    ) {
+        let root = made_by_bittensor();
+        let wallet = wallet(&root, "throwaway", "seed");
+        let path = wallet.file().unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        *at.get_mut(&mut bytes) = byte;
+        if cut {
+            bytes.truncate(at.index(bytes.len()));
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Ok(pair) = open(&wallet) {
+            assert_eq!(pair.hotkey().to_string(), SEED);
+        }
+    }
+
+    #[test]
+    fn any_bytes_as_a_key_file(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = with_bytes(&bytes);
+    }
+}
