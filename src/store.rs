@@ -25,6 +25,7 @@ use rocksdb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -300,6 +301,15 @@ struct Inner {
     path: PathBuf,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.db.cancel_all_background_work(true);
+        if let Err(error) = seal::write(&self.db, &self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "the database closes without a seal");
+        }
+    }
+}
+
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").field("path", &self.inner.path).finish()
@@ -310,18 +320,21 @@ impl Store {
     /// Opens the database in this folder, or makes one.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         create_folder(path)?;
+        let damaged = |detail| StoreError::Damaged { path: path.to_owned(), detail };
         let fresh = !path.join("CURRENT").exists();
         if fresh && holds_tables(path)? {
             // RocksDB would make a new, empty database over the old files.
-            return Err(StoreError::Damaged {
-                path: path.to_owned(),
-                detail: "its CURRENT file is missing".into(),
-            });
+            return Err(damaged("its CURRENT file is missing".into()));
         }
+        seal::take(path).map_err(damaged)?;
         let options = database_options();
+        // The unused default family counts too: after a full disk, RocksDB goes on when the largest write
+        // buffer of all families would fit.
         let tables = Table::ALL
             .iter()
-            .map(|table| ColumnFamilyDescriptor::new(table.name(), options.clone()));
+            .map(|table| table.name())
+            .chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME])
+            .map(|name| ColumnFamilyDescriptor::new(name, options.clone()));
         let db = DB::open_cf_descriptors(&options, path, tables)
             .map_err(|e| StoreError::from_rocksdb(&e, path))?;
         let store = Store { inner: Arc::new(Inner { db, path: path.to_owned() }) };
@@ -530,6 +543,7 @@ impl Store {
             }
             return Err(error);
         }
+        seal::remove(path).map_err(|e| StoreError::from_io(&e, path))?;
         let store = Store::open(path)?;
         let mut entries = Vec::new();
         for table in Table::ALL {
@@ -541,7 +555,9 @@ impl Store {
             }
             entries.push((table.name(), count));
         }
-        let lost = fs::read_dir(path.join("lost")).map_or(0, Iterator::count);
+        let lost = fs::read_dir(path.join("lost")).map_or(0, |files| {
+            files.filter_map(Result::ok).filter(|f| is_table_file(&f.file_name())).count()
+        });
         Ok(Repaired { copy, entries, lost })
     }
 }
@@ -553,7 +569,7 @@ pub struct Repaired {
     pub copy: PathBuf,
     /// Entries in each table now.
     pub entries: Vec<(&'static str, u64)>,
-    /// Files that could not be read at all; they are in the folder `lost`.
+    /// Table files that could not be read at all; they are in the folder `lost`.
     pub lost: usize,
 }
 
@@ -622,12 +638,15 @@ fn holds_tables(path: &Path) -> Result<bool, StoreError> {
     let error = |e: io::Error| StoreError::from_io(&e, path);
     for entry in fs::read_dir(path).map_err(error)? {
         let name = entry.map_err(error)?.file_name();
-        let name = name.to_string_lossy();
-        if name.ends_with(".sst") || name.starts_with("MANIFEST-") {
+        if is_table_file(&name) || name.to_string_lossy().starts_with("MANIFEST-") {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn is_table_file(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().ends_with(".sst")
 }
 
 /// Copies the folder beside itself, under a name that is free.
@@ -644,7 +663,8 @@ fn copy_aside(path: &Path) -> io::Result<PathBuf> {
     fs::create_dir(&unfinished)?;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if entry.file_type()?.is_file() {
+        // Whoever closes any handle of a lock file loses the lock on it: leave it alone.
+        if entry.file_type()?.is_file() && entry.file_name() != "LOCK" {
             fs::copy(entry.path(), unfinished.join(entry.file_name()))?;
         }
     }
