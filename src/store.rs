@@ -229,7 +229,10 @@ fn free_space(path: &Path) -> u64 {
             return u64::MAX;
         }
         let answer = answer.assume_init();
-        (answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64)
+        // Some systems count in 32 bits.
+        #[allow(clippy::unnecessary_cast)]
+        let free = (answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64);
+        free
     }
 }
 

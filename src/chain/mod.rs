@@ -6,7 +6,7 @@
 //! - A refusal keeps the name that subtensor's runtime uses ([`Refusal`]), whichever chain it came from.
 //! - Whatever a chain answers is checked before it becomes a [`Metagraph`].
 //!
-//! [`dev`] is the embedded development chain and its client, [`watch`] a cached
+//! [`dev`] is the embedded development chain and its client, [`yuma`] its consensus, [`watch`] a cached
 //! metagraph that refreshes itself.
 
 pub mod dev;
@@ -14,7 +14,7 @@ mod metagraph;
 mod refusal;
 mod settings;
 mod watch;
-// pub mod yuma;
+pub mod yuma;
 
 use std::{fmt, sync::Arc, time::Duration};
 
