@@ -69,6 +69,7 @@ refusals! {
     NotEnoughStakeToSetWeights: false, "the hotkey has less stake than weights need: add stake";
     AmountTooLow: false, "the amount is below the smallest one that is accepted";
     FaucetDisabled: false, "this chain gives nothing away";
+    FaucetLimitExceeded: false, "the faucet does not give so much at once";
     NeuronNoValidatorPermit: true, "the hotkey has no validator permit: permits go to the largest stakes at the end of an epoch";
     SettingWeightsTooFast: true, "the weights were set too short a time ago: wait for the rate limit";
     IncorrectWeightVersionKey: false, "the version key is older than the subnet's: update Argus";
