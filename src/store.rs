@@ -123,9 +123,7 @@ pub enum Durability {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error(
-        "the database {path} is in use by another process: stop that one, or choose another --data-dir"
-    )]
+    #[error("the database {path} is in use by another process: stop that one, or choose another --data-dir")]
     Locked { path: PathBuf },
     #[error(
         "the database {path} is damaged ({detail}). Run `argus store repair {path}` while no node uses it: \
@@ -177,12 +175,8 @@ impl StoreError {
             return StoreError::Full { path };
         }
         match error.kind() {
-            ErrorKind::Incomplete if free_space(&path) < limits::FREE_SPACE => {
-                StoreError::Full { path }
-            }
-            ErrorKind::Incomplete | ErrorKind::Busy | ErrorKind::TryAgain => {
-                StoreError::Busy { path }
-            }
+            ErrorKind::Incomplete if free_space(&path) < limits::FREE_SPACE => StoreError::Full { path },
+            ErrorKind::Incomplete | ErrorKind::Busy | ErrorKind::TryAgain => StoreError::Busy { path },
             ErrorKind::IOError if says("lock hold") || says("LOCK: Resource temporarily") => {
                 StoreError::Locked { path }
             }
@@ -289,8 +283,7 @@ impl Batch {
 }
 
 fn to_json<T: Serialize>(table: Table, value: &T) -> Result<Vec<u8>, StoreError> {
-    serde_json::to_vec(value)
-        .map_err(|e| StoreError::Value { table: table.name(), detail: e.to_string() })
+    serde_json::to_vec(value).map_err(|e| StoreError::Value { table: table.name(), detail: e.to_string() })
 }
 
 /// An open database. Cheap to clone; closed when the last clone goes.
@@ -369,11 +362,7 @@ impl Store {
         self.inner.db.get_cf(self.table(table), key).map_err(|e| self.error(&e))
     }
 
-    pub fn get_json<T: DeserializeOwned>(
-        &self,
-        table: Table,
-        key: &[u8],
-    ) -> Result<Option<T>, StoreError> {
+    pub fn get_json<T: DeserializeOwned>(&self, table: Table, key: &[u8]) -> Result<Option<T>, StoreError> {
         let Some(bytes) = self.get(table, key)? else { return Ok(None) };
         serde_json::from_slice(&bytes)
             .map(Some)
@@ -404,12 +393,7 @@ impl Store {
         self.write(batch, durability)
     }
 
-    pub fn delete(
-        &self,
-        table: Table,
-        key: &[u8],
-        durability: Durability,
-    ) -> Result<(), StoreError> {
+    pub fn delete(&self, table: Table, key: &[u8], durability: Durability) -> Result<(), StoreError> {
         let mut batch = Batch::new();
         batch.delete(table, key);
         self.write(batch, durability)
@@ -434,23 +418,12 @@ impl Store {
     }
 
     /// The last `limit` entries whose keys begin with `prefix`, last first.
-    pub fn scan_reverse(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        limit: usize,
-    ) -> Result<Entries, StoreError> {
+    pub fn scan_reverse(&self, table: Table, prefix: &[u8], limit: usize) -> Result<Entries, StoreError> {
         self.iterate(table, prefix, successor(prefix), true, limit)
     }
 
     /// The first `limit` entries from `from` on and before `to`.
-    pub fn range(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Entries, StoreError> {
+    pub fn range(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> Result<Entries, StoreError> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -513,9 +486,7 @@ impl Store {
             .iterator_cf_opt(self.table(table), options, mode)
             .take(limit)
             .map(|entry| {
-                entry
-                    .map(|(key, value)| (key.into_vec(), value.into_vec()))
-                    .map_err(|e| self.error(&e))
+                entry.map(|(key, value)| (key.into_vec(), value.into_vec())).map_err(|e| self.error(&e))
             })
             .collect()
     }
@@ -532,10 +503,7 @@ impl Store {
     /// that a node has open.
     pub fn repair(path: &Path) -> Result<Repaired, StoreError> {
         if !path.is_dir() {
-            return Err(StoreError::Io {
-                path: path.to_owned(),
-                detail: "there is no such folder".into(),
-            });
+            return Err(StoreError::Io { path: path.to_owned(), detail: "there is no such folder".into() });
         }
         let copy = copy_aside(path).map_err(|e| StoreError::from_io(&e, path))?;
         if let Err(error) = DB::repair(&database_options(), path) {
@@ -576,12 +544,7 @@ pub struct Repaired {
     pub lost: usize,
 }
 
-fn bounded(
-    table: Table,
-    what: &'static str,
-    bytes: &[u8],
-    limit: usize,
-) -> Result<(), StoreError> {
+fn bounded(table: Table, what: &'static str, bytes: &[u8], limit: usize) -> Result<(), StoreError> {
     if bytes.len() > limit {
         return Err(StoreError::TooLarge { table: table.name(), what, size: bytes.len(), limit });
     }
@@ -629,11 +592,7 @@ fn create_folder(path: &Path) -> Result<(), StoreError> {
             detail: "there is a file of that name, a folder is needed".into(),
         });
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|e| StoreError::from_io(&e, path))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| StoreError::from_io(&e, path))
 }
 
 /// Whether the folder has files that only a database leaves there.

@@ -195,10 +195,7 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         let good = metagraph(vec![neuron(0, 1), neuron(1, 2)]);
         assert_eq!(good.clone().checked(1).unwrap(), good);
-        assert_eq!(
-            good.clone().checked(2).unwrap_err(),
-            MetagraphError::Netuid { asked: 2, found: 1 }
-        );
+        assert_eq!(good.clone().checked(2).unwrap_err(), MetagraphError::Netuid { asked: 2, found: 1 });
         let gap = metagraph(vec![neuron(0, 1), neuron(2, 2)]);
         assert_eq!(gap.checked(1).unwrap_err(), MetagraphError::Order { place: 1, found: 2 });
         let twice = metagraph(vec![neuron(0, 1), neuron(1, 1)]);

@@ -106,8 +106,7 @@ impl std::str::FromStr for Hash {
 
     fn from_str(text: &str) -> Result<Self, BadHash> {
         let mut bytes = [0; 32];
-        hex::decode_to_slice(text.strip_prefix("0x").unwrap_or(text), &mut bytes)
-            .map_err(|_| BadHash)?;
+        hex::decode_to_slice(text.strip_prefix("0x").unwrap_or(text), &mut bytes).map_err(|_| BadHash)?;
         Ok(Self(bytes))
     }
 }
@@ -159,9 +158,9 @@ impl ChainError {
     /// Whether the same call can succeed later without anybody changing anything.
     pub fn retryable(&self) -> bool {
         match self {
-            ChainError::Unreachable { .. }
-            | ChainError::TimedOut { .. }
-            | ChainError::NotIncluded { .. } => true,
+            ChainError::Unreachable { .. } | ChainError::TimedOut { .. } | ChainError::NotIncluded { .. } => {
+                true
+            }
             ChainError::Refused(refusal) => refusal.passes_with_time(),
             ChainError::Response { .. } | ChainError::Unsupported(_) => false,
         }

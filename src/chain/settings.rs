@@ -33,9 +33,7 @@ impl Default for Settings {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    #[error(
-        "chain.endpoint is {0:?}: write it like http://127.0.0.1:9944 (a development chain) or wss://…"
-    )]
+    #[error("chain.endpoint is {0:?}: write it like http://127.0.0.1:9944 (a development chain) or wss://…")]
     Endpoint(String),
     #[error("chain.{name} is {value}: it has to be between {least} and {most} milliseconds")]
     Milliseconds { name: &'static str, value: u64, least: u64, most: u64 },

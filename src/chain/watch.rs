@@ -71,8 +71,7 @@ impl Watch {
         let task = Task {
             chain,
             netuid,
-            refresh: (settings.refresh_ms > 0)
-                .then(|| Duration::from_millis(settings.refresh_ms)),
+            refresh: (settings.refresh_ms > 0).then(|| Duration::from_millis(settings.refresh_ms)),
             sender,
             hurry: hurry.clone(),
         };
@@ -82,16 +81,9 @@ impl Watch {
 
     /// A watch that always shows this metagraph, for nodes without a chain and for tests.
     pub fn fixed(metagraph: Metagraph) -> Watch {
-        let view = View {
-            metagraph: Some(Arc::new(metagraph)),
-            read_at: Some(Instant::now()),
-            ..View::default()
-        };
-        Watch {
-            view: watch::channel(view).1,
-            hurry: Arc::default(),
-            stale_after: Duration::MAX,
-        }
+        let view =
+            View { metagraph: Some(Arc::new(metagraph)), read_at: Some(Instant::now()), ..View::default() };
+        Watch { view: watch::channel(view).1, hurry: Arc::default(), stale_after: Duration::MAX }
     }
 
     /// The last good metagraph, however old.
@@ -252,8 +244,7 @@ mod tests {
     async fn the_last_good_metagraph_outlives_failures_and_is_replaced_after() {
         let chain = Arc::new(Scripted(Mutex::new(Err(unreachable_chain()))));
         let shutdown = CancellationToken::new();
-        let (mut watch, task) =
-            Watch::start(chain.clone(), 3, &Settings::default(), shutdown.clone());
+        let (mut watch, task) = Watch::start(chain.clone(), 3, &Settings::default(), shutdown.clone());
         until(&mut watch, |view| view.failures > 0).await;
         assert!(watch.is_stale());
         let error = watch.ready(Duration::from_millis(1)).await.unwrap_err();
@@ -287,8 +278,7 @@ mod tests {
     #[tokio::test]
     async fn the_task_ends_with_its_last_reader() {
         let chain = Arc::new(Scripted(Mutex::new(Ok(1))));
-        let (watch, task) =
-            Watch::start(chain, 3, &Settings::default(), CancellationToken::new());
+        let (watch, task) = Watch::start(chain, 3, &Settings::default(), CancellationToken::new());
         watch.ready(Duration::from_secs(60)).await.unwrap();
         drop(watch);
         tokio::time::timeout(Duration::from_secs(60), task).await.unwrap().unwrap();

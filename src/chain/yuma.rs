@@ -16,8 +16,8 @@ mod fixed;
 mod tests;
 
 use fixed::{
-    Fixed, add_rows, clip, normalize, normalize_columns, normalize_rows, scale_columns_to_maximum,
-    sum, times_columns, times_rows,
+    Fixed, add_rows, clip, normalize, normalize_columns, normalize_rows, scale_columns_to_maximum, sum,
+    times_columns, times_rows,
 };
 
 use super::Hyperparameters;
@@ -77,9 +77,7 @@ pub fn epoch(neurons: &[Neuron], parameters: &Hyperparameters, epoch: &Epoch) ->
     let stake = counted_stake(neurons, parameters.min_stake);
     let active: Vec<bool> = neurons
         .iter()
-        .map(|n| {
-            n.last_update.saturating_add(u64::from(parameters.activity_cutoff)) >= epoch.block
-        })
+        .map(|n| n.last_update.saturating_add(u64::from(parameters.activity_cutoff)) >= epoch.block)
         .collect();
     let permits = largest(&stake, usize::from(parameters.max_validators));
 
@@ -253,24 +251,14 @@ struct Shares {
 }
 
 impl Shares {
-    fn new(
-        incentive: &[Fixed],
-        dividends: &[Fixed],
-        active_stake: &[Fixed],
-        stake: &[Fixed],
-    ) -> Self {
-        let mut both: Vec<Fixed> =
-            incentive.iter().zip(dividends).map(|(i, d)| i.plus(*d)).collect();
+    fn new(incentive: &[Fixed], dividends: &[Fixed], active_stake: &[Fixed], stake: &[Fixed]) -> Self {
+        let mut both: Vec<Fixed> = incentive.iter().zip(dividends).map(|(i, d)| i.plus(*d)).collect();
         let total = sum(both.iter().copied());
         if total == Fixed::ZERO {
             // Nobody set weights that count: it goes to the validators by stake.
             let idle = active_stake.iter().all(|&s| s == Fixed::ZERO);
             let by_stake = if idle { stake } else { active_stake }.to_vec();
-            return Self {
-                server: incentive.to_vec(),
-                validator: by_stake.clone(),
-                both: by_stake,
-            };
+            return Self { server: incentive.to_vec(), validator: by_stake.clone(), both: by_stake };
         }
         normalize(&mut both);
         let share = |values: &[Fixed]| values.iter().map(|v| v.over(total)).collect();

@@ -67,8 +67,7 @@ fn scans_keep_to_prefix_order_and_limit() {
     }
     let keys = |entries: Entries| entries.into_iter().map(|(k, _)| k).collect::<Vec<_>>();
     let scan = |prefix: &[u8], limit| keys(store.scan(Table::Scores, prefix, limit).unwrap());
-    let back =
-        |prefix: &[u8], limit| keys(store.scan_reverse(Table::Scores, prefix, limit).unwrap());
+    let back = |prefix: &[u8], limit| keys(store.scan_reverse(Table::Scores, prefix, limit).unwrap());
     assert_eq!(scan(b"a", 9), [&b"a"[..], b"a\x00", b"a\xff", b"a\xff\xff"]);
     assert_eq!(scan(b"a\xff", 9), [&b"a\xff"[..], b"a\xff\xff"]);
     assert_eq!(scan(b"a", 2), [&b"a"[..], b"a\x00"]);
@@ -379,8 +378,7 @@ fn write_for_ever() {
         let mut batch = Batch::new();
         batch.put(Table::Periods, &key, &number.to_be_bytes());
         batch.put(Table::Intents, &key, &number.to_be_bytes());
-        let durability =
-            if number % 2 == 0 { Durability::Synced } else { Durability::Buffered };
+        let durability = if number % 2 == 0 { Durability::Synced } else { Durability::Buffered };
         store.write(batch, durability).unwrap();
         println!("written {number}");
     }
@@ -444,9 +442,8 @@ fn fill_a_small_disk() {
         blake3::Hasher::new().update(&n.to_be_bytes()).finalize_xof().fill(&mut bytes);
         bytes
     };
-    let put = |store: &Store, n: u32| {
-        store.put(Table::Usage, &n.to_be_bytes(), &value(n), Durability::Synced)
-    };
+    let put =
+        |store: &Store, n: u32| store.put(Table::Usage, &n.to_be_bytes(), &value(n), Durability::Synced);
     let mut acknowledged = Vec::new();
     let mut next = 0;
     let error = loop {

@@ -62,11 +62,8 @@ impl State {
             return Err(Refusal::NotEnoughBalanceToStake);
         }
         let full = subnet.neurons.len() >= usize::from(subnet.hyperparameters.max_neurons);
-        let place = if full {
-            Some(subnet.replaceable(block).ok_or(Refusal::NoNeuronIdAvailable)?)
-        } else {
-            None
-        };
+        let place =
+            if full { Some(subnet.replaceable(block).ok_or(Refusal::NoNeuronIdAvailable)?) } else { None };
         self.account_mut(signer).balance -= price;
         let neurons = &mut self.subnet_mut(netuid)?.neurons;
         match place {
@@ -134,10 +131,7 @@ impl Subnet {
         ensure(uids.len() <= self.neurons.len(), Refusal::UidsLengthExceedUidsInSubNet)?;
         let uid = self.uid_of(signer).ok_or(Refusal::HotKeyNotRegisteredInSubNet)?;
         let neuron = &self.neurons[usize::from(uid)];
-        ensure(
-            self.stake_of(signer) >= parameters.min_stake,
-            Refusal::NotEnoughStakeToSetWeights,
-        )?;
+        ensure(self.stake_of(signer) >= parameters.min_stake, Refusal::NotEnoughStakeToSetWeights)?;
         ensure(version_key >= parameters.version_key, Refusal::IncorrectWeightVersionKey)?;
         let since = block.saturating_sub(neuron.last_update);
         ensure(since >= parameters.weights_rate_limit, Refusal::SettingWeightsTooFast)?;

@@ -10,9 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     limits,
-    wire::{
-        Account, Block, Call, Extrinsic, Failure, Info, Payload, Status, Submitted, WeightRow,
-    },
+    wire::{Account, Block, Call, Extrinsic, Failure, Info, Payload, Status, Submitted, WeightRow},
 };
 use crate::chain::{Chain, ChainError, Hash, Head, Inclusion, Metagraph, Refusal, Settings};
 
@@ -68,11 +66,7 @@ impl Client {
     }
 
     /// Registers the hotkey on a subnet.
-    pub async fn register(
-        &self,
-        pair: &HotkeyPair,
-        netuid: u16,
-    ) -> Result<Inclusion, ChainError> {
+    pub async fn register(&self, pair: &HotkeyPair, netuid: u16) -> Result<Inclusion, ChainError> {
         self.submit(pair, Call::Register { netuid }).await
     }
 
@@ -106,15 +100,12 @@ impl Client {
         let mut attempt = 1;
         loop {
             let account = self.account(&pair.hotkey()).await?;
-            let payload =
-                Payload { genesis: account.genesis, nonce: account.nonce, call: call.clone() };
+            let payload = Payload { genesis: account.genesis, nonce: account.nonce, call: call.clone() };
             let extrinsic = Extrinsic::sign(pair, &payload);
             match self.submit_extrinsic(&extrinsic).await {
                 // Another extrinsic of this hotkey took the nonce: this one was not and never will be
                 // in a block, so a new one cannot double it.
-                Err(ChainError::Refused(Refusal::Stale | Refusal::Future))
-                    if attempt < NONCE_ATTEMPTS =>
-                {
+                Err(ChainError::Refused(Refusal::Stale | Refusal::Future)) if attempt < NONCE_ATTEMPTS => {
                     attempt += 1;
                 }
                 result => return result,
@@ -181,8 +172,7 @@ impl Client {
         wait: Duration,
     ) -> Result<T, ChainError> {
         let timeout = self.request_timeout + wait;
-        let mut request =
-            self.http.request(method, format!("{}{path}", self.endpoint)).timeout(timeout);
+        let mut request = self.http.request(method, format!("{}{path}", self.endpoint)).timeout(timeout);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -199,15 +189,9 @@ impl Client {
         }
     }
 
-    async fn bounded_body(
-        &self,
-        mut response: Response,
-        timeout: Duration,
-    ) -> Result<Vec<u8>, ChainError> {
+    async fn bounded_body(&self, mut response: Response, timeout: Duration) -> Result<Vec<u8>, ChainError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.map_err(|e| self.transport_error(&e, timeout))?
-        {
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.transport_error(&e, timeout))? {
             if bytes.len() + chunk.len() > limits::RESPONSE {
                 return Err(self.nonsense(format!("more than {} bytes", limits::RESPONSE)));
             }

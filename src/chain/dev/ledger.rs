@@ -18,6 +18,7 @@ use crate::{
 };
 
 const GENESIS: &[u8] = b"genesis";
+const PORT: &[u8] = b"port";
 const HEAD: &[u8] = b"snapshot/head";
 const ACCOUNTS: &[u8] = b"snapshot/accounts";
 
@@ -66,11 +67,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens a chain, or makes one by these rules with this entropy.
-    pub fn open(
-        store: Store,
-        rules: &Rules,
-        entropy: Hash,
-    ) -> Result<(Self, State), LedgerError> {
+    pub fn open(store: Store, rules: &Rules, entropy: Hash) -> Result<(Self, State), LedgerError> {
         let ledger = Self { store };
         let Some(genesis) = ledger.read::<Genesis>(GENESIS)? else {
             let genesis = rules.genesis(entropy)?;
@@ -165,6 +162,15 @@ impl Ledger {
 
     pub fn receipt(&self, hash: &Hash) -> Result<Option<Receipt>, LedgerError> {
         Ok(self.store.get_json(Table::ChainBlocks, &receipt_key(hash))?)
+    }
+
+    /// Where the chain listened last, so that clients find it again.
+    pub fn port(&self) -> Result<Option<u16>, LedgerError> {
+        self.read(PORT)
+    }
+
+    pub fn set_port(&self, port: u16) -> Result<(), LedgerError> {
+        Ok(self.store.put_json(Table::ChainState, PORT, &port, Durability::Synced)?)
     }
 
     fn stored_block(&self, number: u64) -> Result<Option<StoredBlock>, LedgerError> {

@@ -3,11 +3,7 @@
 //! A block is made on a copy of the state and becomes visible when it is on the disk. When the disk refuses
 //! it, the copy is dropped, the extrinsics stay in the pool, and the next attempt begins anew.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use argus_protocols::Hotkey;
 use parking_lot::Mutex;

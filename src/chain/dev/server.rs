@@ -61,10 +61,7 @@ pub struct Running {
 }
 
 /// Opens or makes the chain in the data directory, and runs it until shutdown.
-pub async fn serve(
-    settings: Settings,
-    shutdown: CancellationToken,
-) -> Result<Running, ServeError> {
+pub async fn serve(settings: Settings, shutdown: CancellationToken) -> Result<Running, ServeError> {
     settings.validate()?;
     let (path, rules) = (settings.data_dir.clone(), settings.rules.clone());
     let opened = tokio::task::spawn_blocking(move || -> Result<_, ServeError> {
@@ -72,15 +69,29 @@ pub async fn serve(
         Ok(Ledger::open(Store::open(&path)?, &rules, entropy)?)
     });
     let (ledger, state) = opened.await.map_err(ServeError::Producer)??;
-    let listen_error = |source| ServeError::Listen { address: settings.listen, source };
-    let listener = TcpListener::bind(settings.listen).await.map_err(listen_error)?;
-    let address = listener.local_addr().map_err(listen_error)?;
+    let listener = listen(settings.listen, &ledger).await?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| ServeError::Listen { address: settings.listen, source })?;
+    ledger.set_port(address.port())?;
     let (genesis, block) = (state.genesis_hash, state.head.number);
     let block_time = Duration::from_millis(settings.block_ms);
     let node = Arc::new(Node::new(ledger, state, block_time));
     tracing::info!(%address, %genesis, block, "the development chain runs");
     let task = tokio::spawn(run(node, listener, block_time, shutdown));
     Ok(Running { address, genesis, block, task })
+}
+
+/// With port 0 the one that this chain had before, when it is free: a chain that was started again is found
+/// where it was.
+async fn listen(address: SocketAddr, ledger: &Ledger) -> Result<TcpListener, ServeError> {
+    if address.port() == 0
+        && let Some(port) = ledger.port()?
+        && let Ok(listener) = TcpListener::bind(SocketAddr::new(address.ip(), port)).await
+    {
+        return Ok(listener);
+    }
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
 }
 
 async fn run(
@@ -92,11 +103,8 @@ async fn run(
     // Whichever part ends first takes the other along.
     let stop = shutdown.child_token();
     let producer = tokio::spawn(produce(node.clone(), block_time, stop.clone()));
-    let router = router(Arc::new(App {
-        node,
-        requests: Semaphore::new(limits::REQUESTS),
-        shutdown: stop.clone(),
-    }));
+    let router =
+        router(Arc::new(App { node, requests: Semaphore::new(limits::REQUESTS), shutdown: stop.clone() }));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let guard = stop.clone().drop_guard();
     let producer = async {
@@ -116,11 +124,7 @@ async fn run(
     served.map_err(ServeError::Http)
 }
 
-async fn produce(
-    node: Arc<Node>,
-    block_time: Duration,
-    stop: CancellationToken,
-) -> Result<(), ServeError> {
+async fn produce(node: Arc<Node>, block_time: Duration, stop: CancellationToken) -> Result<(), ServeError> {
     let mut ticks = tokio::time::interval(block_time);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failing = false;
@@ -202,8 +206,7 @@ impl From<Refusal> for Problem {
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
         tracing::error!(%error, "the chain's database failed");
-        let failure =
-            Failure { error: Refusal::Other("Unavailable".into()), message: error.to_string() };
+        let failure = Failure { error: Refusal::Other("Unavailable".into()), message: error.to_string() };
         Self { status: StatusCode::SERVICE_UNAVAILABLE, failure }
     }
 }
@@ -232,10 +235,8 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let path: Result<Path<T>, PathRejection> =
-            Path::from_request_parts(parts, state).await;
-        path.map(|Path(value)| Named(value))
-            .map_err(|e| Problem::bad(StatusCode::BAD_REQUEST, e.body_text()))
+        let path: Result<Path<T>, PathRejection> = Path::from_request_parts(parts, state).await;
+        path.map(|Path(value)| Named(value)).map_err(|e| Problem::bad(StatusCode::BAD_REQUEST, e.body_text()))
     }
 }
 
@@ -258,24 +259,15 @@ async fn block(Shared(app): Shared<Arc<App>>, Named(number): Named<u64>) -> Answ
     app.node.block(number)?.map(Json).ok_or_else(none)
 }
 
-async fn metagraph(
-    Shared(app): Shared<Arc<App>>,
-    Named(netuid): Named<u16>,
-) -> Answer<Metagraph> {
+async fn metagraph(Shared(app): Shared<Arc<App>>, Named(netuid): Named<u16>) -> Answer<Metagraph> {
     Ok(Json(app.node.state().metagraph(netuid)?))
 }
 
-async fn weights(
-    Shared(app): Shared<Arc<App>>,
-    Named(netuid): Named<u16>,
-) -> Answer<Vec<WeightRow>> {
+async fn weights(Shared(app): Shared<Arc<App>>, Named(netuid): Named<u16>) -> Answer<Vec<WeightRow>> {
     Ok(Json(app.node.state().weights(netuid)?))
 }
 
-async fn account(
-    Shared(app): Shared<Arc<App>>,
-    Named(hotkey): Named<Hotkey>,
-) -> Json<Account> {
+async fn account(Shared(app): Shared<Arc<App>>, Named(hotkey): Named<Hotkey>) -> Json<Account> {
     Json(app.node.account(hotkey))
 }
 

@@ -94,9 +94,7 @@ impl Rules {
                 tempo: self.tempo.unwrap_or(20),
                 weights_rate_limit: self.weights_rate_limit.unwrap_or(5),
                 version_key: self.version_key.unwrap_or(by_default.version_key),
-                min_allowed_weights: self
-                    .min_allowed_weights
-                    .unwrap_or(by_default.min_allowed_weights),
+                min_allowed_weights: self.min_allowed_weights.unwrap_or(by_default.min_allowed_weights),
                 max_weights_limit: self.max_weights_limit.unwrap_or(by_default.max_weights_limit),
                 activity_cutoff: self.activity_cutoff.unwrap_or(by_default.activity_cutoff),
                 max_validators: self.max_validators.unwrap_or(by_default.max_validators),
@@ -158,11 +156,7 @@ impl Rules {
         same("tempo", self.tempo.as_ref(), &stored.tempo)?;
         same("weights_rate_limit", self.weights_rate_limit.as_ref(), &stored.weights_rate_limit)?;
         same("version_key", self.version_key.as_ref(), &stored.version_key)?;
-        same(
-            "min_allowed_weights",
-            self.min_allowed_weights.as_ref(),
-            &stored.min_allowed_weights,
-        )?;
+        same("min_allowed_weights", self.min_allowed_weights.as_ref(), &stored.min_allowed_weights)?;
         same("max_weights_limit", self.max_weights_limit.as_ref(), &stored.max_weights_limit)?;
         same("activity_cutoff", self.activity_cutoff.as_ref(), &stored.activity_cutoff)?;
         same("max_validators", self.max_validators.as_ref(), &stored.max_validators)?;
@@ -189,12 +183,7 @@ impl Settings {
     pub fn validate(&self) -> Result<(), SettingsError> {
         let (least, most) = (limits::SHORTEST_BLOCK_MS, limits::LONGEST_BLOCK_MS);
         if !(least..=most).contains(&self.block_ms) {
-            return Err(SettingsError::Range {
-                name: "block_ms",
-                value: self.block_ms,
-                least,
-                most,
-            });
+            return Err(SettingsError::Range { name: "block_ms", value: self.block_ms, least, most });
         }
         self.rules.check()
     }

@@ -111,9 +111,8 @@ impl State {
         let mut fitting = Vec::new();
         for extrinsic in extrinsics {
             let Ok(payload) = self.payload(&extrinsic) else { continue };
-            let next = nonces
-                .entry(extrinsic.signer)
-                .or_insert_with(|| self.account(&extrinsic.signer).nonce);
+            let next =
+                nonces.entry(extrinsic.signer).or_insert_with(|| self.account(&extrinsic.signer).nonce);
             if payload.nonce == *next {
                 *next += 1;
                 fitting.push(extrinsic);
@@ -163,8 +162,7 @@ impl State {
 
     /// What an extrinsic says, when it is for this chain.
     pub fn payload(&self, extrinsic: &Extrinsic) -> Result<Payload, Refusal> {
-        let payload: Payload =
-            serde_json::from_str(&extrinsic.payload).map_err(|_| Refusal::BadRequest)?;
+        let payload: Payload = serde_json::from_str(&extrinsic.payload).map_err(|_| Refusal::BadRequest)?;
         if payload.genesis != self.genesis_hash {
             return Err(Refusal::AncientBirthBlock);
         }

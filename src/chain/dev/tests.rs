@@ -200,8 +200,7 @@ fn an_epoch_pays_miners_by_incentive_and_validators_by_dividends() {
 
 #[test]
 fn a_full_subnet_replaces_who_earned_least_once_no_longer_immune() {
-    let mut chain =
-        Sandbox::new(Rules { max_neurons: Some(2), immunity_period: Some(6), ..rules() });
+    let mut chain = Sandbox::new(Rules { max_neurons: Some(2), immunity_period: Some(6), ..rules() });
     chain.validator(1, 2000 * TAO);
     chain.call(2, Call::Register { netuid: 1 }).unwrap();
     let register = Call::Register { netuid: 1 };
@@ -223,9 +222,7 @@ fn a_full_subnet_replaces_who_earned_least_once_no_longer_immune() {
 fn only_what_is_for_this_chain_and_in_order_gets_into_a_block() {
     let mut chain = Sandbox::new(rules());
     let call = Call::Faucet { amount: TAO };
-    let sign = |genesis, nonce| {
-        Extrinsic::sign(&pair(1), &Payload { genesis, nonce, call: call.clone() })
-    };
+    let sign = |genesis, nonce| Extrinsic::sign(&pair(1), &Payload { genesis, nonce, call: call.clone() });
     let genesis = chain.state.genesis_hash;
     let mut garbage = sign(genesis, 0);
     garbage.payload = "{".into();

@@ -150,10 +150,7 @@ pub(super) fn times_rows(matrix: &Matrix, factors: &[Fixed], columns: usize) -> 
 
 /// The sum of the columns, each times its factor.
 pub(super) fn times_columns(matrix: &Matrix, factors: &[Fixed]) -> Vec<Fixed> {
-    matrix
-        .iter()
-        .map(|row| sum(row.iter().map(|&(column, value)| factors[column].times(value))))
-        .collect()
+    matrix.iter().map(|row| sum(row.iter().map(|&(column, value)| factors[column].times(value)))).collect()
 }
 
 fn map(matrix: &Matrix, change: impl Fn(usize, Fixed) -> Fixed) -> Matrix {

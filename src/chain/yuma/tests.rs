@@ -83,10 +83,7 @@ impl Subnet {
     }
 
     fn bonds_in(&self, column: u16) -> Vec<u16> {
-        self.neurons
-            .iter()
-            .map(|n| n.bonds.iter().find(|b| b.0 == column).map_or(0, |b| b.1))
-            .collect()
+        self.neurons.iter().map(|n| n.bonds.iter().find(|b| b.0 == column).map_or(0, |b| b.1)).collect()
     }
 }
 
@@ -168,11 +165,7 @@ fn published_bonds_follow_weights_slowly_over_eight_epochs() {
             [40496805, 90999783, 157929636, 210573773, 49998779, 100000610, 149996337, 200004272],
         ),
         // 0.4 of the stake is no majority: nothing is left, and the emission goes by stake.
-        (
-            2,
-            [12602, 28320, 49150, 65535],
-            [99999999, 199999999, 299999999, 399999999, 0, 0, 0, 0],
-        ),
+        (2, [12602, 28320, 49150, 65535], [99999999, 199999999, 299999999, 399999999, 0, 0, 0, 0]),
     ] {
         let block = subnet.block;
         subnet.neurons[uid as usize].set(block, &[(uid, u16::MAX)]);
@@ -347,23 +340,19 @@ fn neuron_strategy(n: u16) -> impl Strategy<Value = Owned> {
 }
 
 fn subnet_strategy() -> impl Strategy<Value = (Vec<Owned>, Hyperparameters, Epoch)> {
-    let neurons =
-        (1u16..12).prop_flat_map(|n| prop::collection::vec(neuron_strategy(n), usize::from(n)));
+    let neurons = (1u16..12).prop_flat_map(|n| prop::collection::vec(neuron_strategy(n), usize::from(n)));
     let parameters = (0u16.., 0u64..=1_000_000, 0u16.., 0u16..3000, 0u64..2000).prop_map(
-        |(kappa, bonds_moving_average, bonds_penalty, activity_cutoff, min_stake)| {
-            Hyperparameters {
-                kappa,
-                bonds_moving_average,
-                bonds_penalty,
-                activity_cutoff,
-                min_stake,
-                ..Hyperparameters::default()
-            }
+        |(kappa, bonds_moving_average, bonds_penalty, activity_cutoff, min_stake)| Hyperparameters {
+            kappa,
+            bonds_moving_average,
+            bonds_penalty,
+            activity_cutoff,
+            min_stake,
+            ..Hyperparameters::default()
         },
     );
-    let at = (1500u64..2500, 0u64..2500, 0u64..1_000_000_000_000).prop_map(
-        |(block, last_epoch, emission)| Epoch { block, last_epoch, emission },
-    );
+    let at = (1500u64..2500, 0u64..2500, 0u64..1_000_000_000_000)
+        .prop_map(|(block, last_epoch, emission)| Epoch { block, last_epoch, emission });
     (neurons, parameters, at)
 }
 
