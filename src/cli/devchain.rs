@@ -6,7 +6,10 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::{amount::Tao, ready};
-use crate::chain::dev::{self, Rules, Settings};
+use crate::{
+    chain::dev::{self, Rules, Settings},
+    node,
+};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -106,6 +109,7 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     }
     let settings =
         Settings { listen: args.listen, data_dir, block_ms: args.block_ms, rules: args.rules.rules() };
+    let stop = node::stop_signal()?;
     let shutdown = CancellationToken::new();
     let chain = dev::serve(settings, shutdown.clone()).await?;
     let endpoint = format!("http://{}", chain.address);
@@ -123,7 +127,7 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut task = chain.task;
     tokio::select! {
         ended = &mut task => return Ok(ended??),
-        signal = super::stop_signal() => signal?,
+        () = stop => {}
     }
     shutdown.cancel();
     Ok(task.await??)

@@ -3,6 +3,9 @@
 //! Every answer has `--json`; a failure prints what went wrong and what to do, and exits non-zero.
 //! Settings come from the configuration file, then `ARGUS_*` environment variables, then flags.
 
+mod amount;
+mod chain;
+mod devchain;
 mod devnet;
 mod generate;
 pub mod keys;
@@ -16,6 +19,8 @@ mod query;
 mod ready;
 mod relay;
 mod status;
+mod store;
+mod table;
 mod validator;
 mod wallet;
 
@@ -44,8 +49,12 @@ enum Command {
     Validator(validator::Args),
     /// Run a public node: bootstrap, reachability tests, relaying.
     Relay(relay::Args),
+    /// Run a chain for development.
+    Devchain(devchain::Args),
     /// Run a whole network on this machine.
     Devnet(devnet::Args),
+    /// Register, stake and look around on a development chain.
+    Chain(chain::Args),
     /// A hotkey's verified record, and whether its node can be reached.
     Lookup(lookup::Args),
     /// Ask a miner directly over the overlay.
@@ -58,6 +67,8 @@ enum Command {
     Models(models::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
     Status(status::Args),
+    /// Repair a node's database.
+    Store(store::Args),
     /// Make, show and list hotkeys; sign and verify with them.
     Wallet(wallet::Args),
     /// Print a completion script for a shell, to be sourced.
@@ -90,13 +101,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Miner(args) => block_on(miner::run(args, cli.json)),
         Command::Validator(args) => block_on(validator::run(args, cli.json)),
         Command::Relay(args) => block_on(relay::run(args, cli.json)),
+        Command::Devchain(args) => block_on(devchain::run(args, cli.json)),
         Command::Devnet(args) => block_on(devnet::run(args, cli.json)),
+        Command::Chain(args) => block_on(chain::run(args, cli.json)),
         Command::Lookup(args) => block_on(lookup::run(args, cli.json)),
         Command::Query(args) => block_on(query::run(args, cli.json)),
         Command::Generate(args) => block_on(generate::run(args, cli.json)),
         Command::Keys(args) => block_on(keys::run(args, cli.json)),
         Command::Models(args) => models::run(args, cli.json),
         Command::Status(args) => block_on(status::run(args, cli.json)),
+        Command::Store(args) => store::run(args, cli.json),
         Command::Wallet(args) => wallet::run(args, cli.json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "argus", &mut std::io::stdout());

@@ -80,7 +80,8 @@ impl NodeOptions {
 }
 
 impl WalletOptions {
-    fn apply(&self, config: &mut Config) {
+    /// Lays these options over the configuration.
+    pub fn apply(&self, config: &mut Config) {
         let wallet = &mut config.wallet;
         wallet.path = self.wallet_path.clone().or(wallet.path.take());
         wallet.name = self.wallet.clone().or(wallet.name.take());

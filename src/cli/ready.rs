@@ -25,7 +25,11 @@ pub fn announce(up: &Ready, json: bool) {
         }
         text + &format!("  metrics  http://{}/metrics\n", up.admin)
     };
-    // Whoever started us may have closed the pipe; that must not end the node.
+    say(&text);
+}
+
+/// Prints at once. Whoever started us may have closed the pipe; that must not end the node.
+pub fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -35,12 +35,11 @@ impl fmt::Display for Table {
             })
             .collect();
         for row in [&titles].into_iter().chain(&self.rows) {
-            let cells = row.iter().zip(&widths).zip(&self.columns).map(|((cell, &width), (_, align))| {
-                match align {
+            let cells =
+                row.iter().zip(&widths).zip(&self.columns).map(|((cell, &width), (_, align))| match align {
                     Align::Left => format!("{cell:<width$}"),
                     Align::Right => format!("{cell:>width$}"),
-                }
-            });
+                });
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         Ok(())

@@ -70,9 +70,8 @@ pub async fn serve(settings: Settings, shutdown: CancellationToken) -> Result<Ru
     });
     let (ledger, state) = opened.await.map_err(ServeError::Producer)??;
     let listener = listen(settings.listen, &ledger).await?;
-    let address = listener
-        .local_addr()
-        .map_err(|source| ServeError::Listen { address: settings.listen, source })?;
+    let address =
+        listener.local_addr().map_err(|source| ServeError::Listen { address: settings.listen, source })?;
     ledger.set_port(address.port())?;
     let (genesis, block) = (state.genesis_hash, state.head.number);
     let block_time = Duration::from_millis(settings.block_ms);
