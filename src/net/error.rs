@@ -19,6 +19,8 @@ pub enum NetError {
         "not a node key: {0}; remove the file to get a new identity, or restore it from a backup"
     )]
     NodeKey(String),
+    #[error("the record cannot be published: {0}")]
+    Record(String),
     #[error("the node is shutting down")]
     Closed,
     #[error("the network loop has too many commands waiting; try again shortly")]
@@ -40,6 +42,7 @@ impl NetError {
             NetError::Listen { .. } => "listen",
             NetError::Transport(_) => "transport",
             NetError::NodeKey(_) => "node_key",
+            NetError::Record(_) => "record",
             NetError::Closed => "closed",
             NetError::Busy => "busy",
             NetError::TimedOut(_) => "timed_out",

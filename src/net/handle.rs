@@ -1,16 +1,22 @@
-//! The handle through which everybody else uses the net, and the events it gives.
+//! The handle through which everybody else uses the net, the commands it sends to the event loop, and the
+//! events that come back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use argus_protocols::{Hotkey, HotkeyPair, SignedRecord, VerifiedRecord};
 use libp2p::{Multiaddr, PeerId};
-use prometheus_client::registry::Registry;
-use tokio::{sync::mpsc, task::JoinHandle};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 use super::{
-    Answered, InboundQuery, LookupError, NetError, NodeKey, Offence, OutgoingQuery, Persist,
-    QueryError, QueryProgress, Reachability, Settings, Snapshot,
+    Answered, LookupError, NetError, Offence, OutgoingQuery, QueryError, QueryProgress,
+    Reachability, Snapshot,
+    directory::Directory,
+    limits,
+    stream::{AskError, Asker, Clock},
+    unix_ms,
 };
 
 /// Something that happened. Events are dropped, and counted, when nobody takes them.
@@ -32,62 +38,199 @@ pub struct Published {
     pub stored_on: usize,
 }
 
-/// A running net.
-pub struct Net {
-    pub handle: Handle,
-    pub events: mpsc::Receiver<Event>,
-    /// Queries that passed every check of the net. Not taking them answers `busy` to the askers.
-    pub queries: mpsc::Receiver<InboundQuery>,
-    pub task: JoinHandle<Result<(), NetError>>,
+/// What a handle asks of the event loop. Each is answered, at the latest when its time is over.
+pub(super) enum Command {
+    Publish(
+        Box<VerifiedRecord>,
+        oneshot::Sender<Result<Published, NetError>>,
+    ),
+    Lookup(Hotkey, oneshot::Sender<Result<VerifiedRecord, LookupError>>),
+    Dial(PeerId, Vec<Multiaddr>, oneshot::Sender<Result<(), String>>),
+    Reach(PeerId, oneshot::Sender<Option<Reachability>>),
+    Report(PeerId, Offence),
+    Snapshot(oneshot::Sender<Snapshot>),
 }
 
-/// Starts the net; must be called within a tokio runtime. Without a hotkey (a relay) queries are neither
-/// sent nor answered.
-pub fn start(
-    _settings: Settings,
-    _node_key: NodeKey,
-    _hotkey: Option<Arc<HotkeyPair>>,
-    _netuid: u16,
-    _persist: Arc<dyn Persist>,
-    _registry: &mut Registry,
-    _shutdown: CancellationToken,
-) -> Result<Net, NetError> {
-    todo!()
+pub(super) struct Inner {
+    pub(super) peer: PeerId,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) asker: Asker,
 }
 
 /// Cheap to clone; all clones use the one event loop.
 #[derive(Clone)]
-pub struct Handle {}
+pub struct Handle(pub(super) Arc<Inner>);
 
 impl Handle {
     pub fn peer(&self) -> PeerId {
-        todo!()
+        self.0.peer
     }
+
     /// Asks a miner. Dropping the future closes the stream, which cancels the work at the miner.
     pub async fn query(
         &self,
-        _query: OutgoingQuery,
-        _progress: impl FnMut(QueryProgress) + Send,
+        query: OutgoingQuery,
+        mut progress: impl FnMut(QueryProgress) + Send,
     ) -> Result<Answered, QueryError> {
-        todo!()
+        let metrics = &self.0.asker.metrics;
+        let result = self.attempt_twice(&query, &mut progress).await;
+        match &result {
+            Ok(answered) => {
+                metrics.sent("answered");
+                metrics.query_seconds.observe(answered.total.as_secs_f64());
+            }
+            Err(error) => metrics.sent(error.label()),
+        }
+        result
     }
+
+    /// When nobody is where the record says, the DHT may know better by now: one more attempt with a
+    /// newer record. Nothing was sent by then, so that no work is done twice.
+    async fn attempt_twice(
+        &self,
+        query: &OutgoingQuery,
+        progress: &mut (impl FnMut(QueryProgress) + Send),
+    ) -> Result<Answered, QueryError> {
+        let hotkey = self.0.asker.check(query)?;
+        let mut clock = Clock::start(query.deadlines);
+        let record = clock.wait(self.lookup(&query.miner)).await??;
+        let error = match self
+            .attempt(query, &hotkey, &record, &mut clock, progress)
+            .await
+        {
+            Ok(answered) => return Ok(answered),
+            Err(AskError::Open(error)) => error,
+            Err(error) => return Err(error.into()),
+        };
+        self.0.directory.doubt(&query.miner);
+        let newer = clock.wait(self.lookup(&query.miner)).await??;
+        if newer.sequence <= record.sequence {
+            return Err(AskError::Open(error).into());
+        }
+        self.attempt(query, &hotkey, &newer, &mut clock, progress)
+            .await
+            .map_err(Into::into)
+    }
+
+    async fn attempt(
+        &self,
+        query: &OutgoingQuery,
+        hotkey: &HotkeyPair,
+        record: &VerifiedRecord,
+        clock: &mut Clock,
+        progress: &mut (impl FnMut(QueryProgress) + Send),
+    ) -> Result<Answered, AskError> {
+        let asker = &self.0.asker;
+        if !asker.links.is_connected(&record.peer) {
+            clock.wait(self.connect(record)).await??;
+        }
+        let result = asker.ask(query, hotkey, record.peer, clock, progress).await;
+        if let Err(error) = &result {
+            asker.complain(record.peer, error);
+        }
+        result
+    }
+
+    async fn connect(&self, record: &VerifiedRecord) -> Result<(), AskError> {
+        if record.peer == self.0.peer {
+            return Err(QueryError::Invalid("the miner is this node itself".into()).into());
+        }
+        let (reply, dialled) = oneshot::channel();
+        self.send(Command::Dial(record.peer, record.addresses.clone(), reply))
+            .await
+            .map_err(|error| QueryError::Unreachable(error.to_string()))?;
+        match timeout(limits::DIAL_TIMEOUT, dialled).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(cause))) => Err(AskError::Open(super::stream::OpenError::Dial(cause))),
+            Ok(Err(_)) => Err(QueryError::Unreachable(NetError::Closed.to_string()).into()),
+            Err(_) => Err(AskError::Open(super::stream::OpenError::TimedOut)),
+        }
+    }
+
     /// Puts a record into the DHT, and again and again until another one replaces it.
-    pub async fn publish(&self, _record: SignedRecord) -> Result<Published, NetError> {
-        todo!()
+    pub async fn publish(&self, record: SignedRecord) -> Result<Published, NetError> {
+        let verified = record
+            .verify(unix_ms())
+            .map_err(|error| NetError::Record(error.to_string()))?;
+        if verified.peer != self.0.peer {
+            return Err(NetError::Record(
+                "it names another peer than this node".into(),
+            ));
+        }
+        let (reply, published) = oneshot::channel();
+        self.send(Command::Publish(Box::new(verified), reply))
+            .await?;
+        match timeout(limits::PUBLISH_TIMEOUT, published).await {
+            Ok(answer) => answer.map_err(|_| NetError::Closed)?,
+            Err(_) => Err(NetError::TimedOut(limits::PUBLISH_TIMEOUT)),
+        }
     }
+
     /// The newest verified record of a hotkey: from the cache while fresh, else from the DHT.
-    pub async fn lookup(&self, _hotkey: &Hotkey) -> Result<VerifiedRecord, LookupError> {
-        todo!()
+    pub async fn lookup(&self, hotkey: &Hotkey) -> Result<VerifiedRecord, LookupError> {
+        if let Some(record) = self.0.directory.fresh(hotkey, Instant::now(), unix_ms()) {
+            return Ok(record);
+        }
+        let (reply, found) = oneshot::channel();
+        self.send(Command::Lookup(*hotkey, reply))
+            .await
+            .map_err(|error| match error {
+                NetError::Busy => LookupError::Busy,
+                _ => LookupError::Closed,
+            })?;
+        // The loop has its own clock for this; the second one is for a loop that is stuck.
+        match timeout(limits::LOOKUP_TIMEOUT + limits::COMMAND_TIMEOUT, found).await {
+            Ok(answer) => answer.map_err(|_| LookupError::Closed)?,
+            Err(_) => Err(LookupError::TimedOut(limits::LOOKUP_TIMEOUT)),
+        }
     }
+
     /// Connects to the record's peer if need be, and measures the way to it.
-    pub async fn reach(&self, _record: &VerifiedRecord) -> Result<Reachability, NetError> {
-        todo!()
+    pub async fn reach(&self, record: &VerifiedRecord) -> Result<Reachability, NetError> {
+        let peer = record.peer;
+        if !self.0.asker.links.is_connected(&peer) {
+            self.connect(record)
+                .await
+                .map_err(|error| NetError::Unreachable {
+                    peer,
+                    cause: QueryError::from(error).to_string(),
+                })?;
+        }
+        let (reply, reached) = oneshot::channel();
+        self.send(Command::Reach(peer, reply)).await?;
+        match timeout(limits::COMMAND_TIMEOUT, reached).await {
+            Ok(Ok(Some(reachability))) => Ok(reachability),
+            Ok(Ok(None)) => Err(NetError::Unreachable {
+                peer,
+                cause: "the connection ended".into(),
+            }),
+            Ok(Err(_)) => Err(NetError::Closed),
+            Err(_) => Err(NetError::TimedOut(limits::COMMAND_TIMEOUT)),
+        }
     }
+
     /// Counts an offence; enough of them disconnect and block the peer for a time.
-    pub async fn report(&self, _peer: PeerId, _offence: Offence) {
-        todo!()
+    pub async fn report(&self, peer: PeerId, offence: Offence) {
+        self.0.asker.metrics.offence(offence.label());
+        if self.send(Command::Report(peer, offence)).await.is_err() {
+            self.0.asker.metrics.dropped("offence");
+        }
     }
+
     pub async fn snapshot(&self) -> Result<Snapshot, NetError> {
-        todo!()
+        let (reply, snapshot) = oneshot::channel();
+        self.send(Command::Snapshot(reply)).await?;
+        match timeout(limits::COMMAND_TIMEOUT, snapshot).await {
+            Ok(answer) => answer.map_err(|_| NetError::Closed),
+            Err(_) => Err(NetError::TimedOut(limits::COMMAND_TIMEOUT)),
+        }
+    }
+
+    async fn send(&self, command: Command) -> Result<(), NetError> {
+        match timeout(limits::COMMAND_TIMEOUT, self.0.commands.send(command)).await {
+            Ok(sent) => sent.map_err(|_| NetError::Closed),
+            Err(_) => Err(NetError::Busy),
+        }
     }
 }

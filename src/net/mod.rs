@@ -12,18 +12,29 @@
 //! - Every queue, map and stream count has a limit, in [`limits`] or [`Settings`].
 //! - No miner, validator, store, chain or gateway is named here.
 
+mod address_book;
+mod behaviour;
+mod directory;
 mod error;
+mod event_loop;
+mod gossip;
 mod handle;
 mod identity;
 pub mod limits;
+mod metrics;
+mod muxer;
 mod penalties;
 mod persist;
 mod reachability;
+mod record_store;
+mod relays;
 mod settings;
 mod stream;
+mod transport;
 
 pub use error::{Deadline, LookupError, NetError, QueryError, StreamError};
-pub use handle::{Event, Handle, Net, Published, start};
+pub use event_loop::{Net, start};
+pub use handle::{Event, Handle, Published};
 pub use identity::NodeKey;
 pub use penalties::Offence;
 pub use persist::{InMemory, KnownPeer, Persist};
@@ -40,3 +51,6 @@ pub(crate) fn unix_ms() -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests;

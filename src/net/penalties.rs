@@ -10,8 +10,9 @@ use std::{
 };
 
 use libp2p::PeerId;
+use tokio::sync::mpsc;
 
-use super::limits;
+use super::{limits, metrics::Metrics};
 
 /// Something a peer did that honest software does not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,6 +165,28 @@ impl Penalties {
             .map(|(peer, _)| *peer);
         if let Some(peer) = least {
             self.peers.remove(&peer);
+        }
+    }
+}
+
+/// The way of complaints from streams to the event loop. Each is counted, also one that is dropped
+/// because the loop has too many waiting.
+#[derive(Clone)]
+pub(super) struct Complaints {
+    queue: mpsc::Sender<(PeerId, Offence)>,
+    metrics: Metrics,
+}
+
+impl Complaints {
+    pub(super) fn new(metrics: Metrics) -> (Self, mpsc::Receiver<(PeerId, Offence)>) {
+        let (queue, complaints) = mpsc::channel(limits::OFFENCES);
+        (Self { queue, metrics }, complaints)
+    }
+
+    pub(super) fn add(&self, peer: PeerId, offence: Offence) {
+        self.metrics.offence(offence.label());
+        if self.queue.try_send((peer, offence)).is_err() {
+            self.metrics.dropped("offence");
         }
     }
 }

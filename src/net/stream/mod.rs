@@ -1,4 +1,7 @@
 //! Queries between nodes: `/argus/query/1`, one substream a query, frames as in `argus_protocols::codec`.
+//!
+//! [`links`] knows the connections and gets streams from them, [`ask`] is the validator's side of a
+//! stream, [`answer`] the miner's, [`frames`] cuts a stream into frames for both.
 
 use std::time::Duration;
 
@@ -7,8 +10,15 @@ use bytes::Bytes;
 use libp2p::PeerId;
 
 mod answer;
+mod ask;
+mod frames;
+mod links;
+mod replay;
 
+pub(super) use answer::Admission;
 pub use answer::InboundQuery;
+pub(super) use ask::{AskError, Asker, Clock};
+pub(super) use links::{Behaviour, Links, OpenError};
 
 /// What to ask of a miner.
 #[derive(Clone, Debug)]
