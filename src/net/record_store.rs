@@ -62,7 +62,7 @@ impl Fate {
                     | RecordError::Signature(_)
                     | RecordError::Peer(_)
                     | RecordError::Address(_)
-                    | RecordError::TooMany(_)
+                    | RecordError::Speed
                     | RecordError::OtherHotkey
             )
         )

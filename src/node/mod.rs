@@ -53,7 +53,7 @@ pub struct Ready {
 pub async fn run(role: Role, config: Config, ready: impl FnOnce(&Ready)) -> anyhow::Result<()> {
     // Signals count from here on: a node that is told to stop while it warms up must not ignore it.
     let stop = stop_signal()?;
-    let mut node = Node::start(role, &config)?;
+    let node = Node::start(role, &config)?;
     let api = match role {
         Role::Relay => None,
         Role::Miner | Role::Validator => todo!(),
