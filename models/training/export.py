@@ -11,8 +11,8 @@ import json
 import os
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -40,11 +40,11 @@ def put(path: Path, write) -> None:
 def export_weights(source: Path, target: Path) -> None:
     tensors = {}
     for name, value in load_file(source).items():
-        half = value.to(torch.float16) if value.is_floating_point() else value
-        change = (half.float() - value.float()).abs().max()
-        if not torch.isfinite(half).all() or change > value.abs().max().float() / 200:
+        half = value.astype(np.float16) if np.issubdtype(value.dtype, np.floating) else value
+        change = np.abs(half.astype(np.float32) - value).max()
+        if not np.isfinite(half).all() or change > np.abs(value).max() / 200:
             raise SystemExit(f"{source}: {name} does not survive f16")
-        tensors[name] = half.contiguous()
+        tensors[name] = np.ascontiguousarray(half)
     put(target, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     target.chmod(0o644)
     print(f"{target}: {len(tensors)} tensors, {target.stat().st_size / 1e6:.1f} MB")
