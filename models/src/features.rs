@@ -295,3 +295,55 @@ fn hue_and_saturation(pixel: &[u8]) -> (u8, u8) {
     let byte = |fraction: f32| (f64::from(fraction) * 255.0) as u8;
     (byte(hue), byte(saturation))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::picture::Limits;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        file: String,
+        mode: String,
+        average: String,
+        perceptual: String,
+        difference: String,
+        colour: String,
+    }
+
+    fn fixture(file: &str) -> RgbPicture {
+        let path = format!("{}/tests/fixtures/pictures/{file}", env!("CARGO_MANIFEST_DIR"));
+        RgbPicture::decode(&std::fs::read(path).unwrap(), &Limits::default()).unwrap()
+    }
+
+    #[test]
+    fn hashes_are_those_of_imagehash() {
+        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/fixtures/hashes.json")).unwrap();
+        // Python drops the alpha channel; ours lays it on white.
+        let opaque = cases.iter().filter(|case| !case.mode.ends_with('A'));
+        let mut compared = 0;
+        for case in opaque {
+            let hashes = ImageHashes::of(&fixture(&case.file));
+            let shown = [hashes.average, hashes.perceptual, hashes.difference].map(|hash| format!("{hash:016x}"));
+            assert_eq!(shown, [&case.average, &case.perceptual, &case.difference].map(Clone::clone), "{}", case.file);
+            assert_eq!(format!("{:011x}", hashes.colour), case.colour, "{}", case.file);
+            compared += 1;
+        }
+        assert!(compared >= 15);
+    }
+
+    /// Hue and saturation of all colours, against a checksum of Pillow's
+    /// `convert("HSV")` over them (red slowest, blue fastest).
+    #[test]
+    fn hue_and_saturation_are_those_of_pillow() {
+        let mut sums = [0u64; 2];
+        for colour in 0..1u32 << 24 {
+            let [_, red, green, blue] = colour.to_be_bytes();
+            let (hue, saturation) = hue_and_saturation(&[red, green, blue]);
+            for (sum, value) in sums.iter_mut().zip([hue, saturation]) {
+                *sum = sum.wrapping_mul(31).wrapping_add(u64::from(value));
+            }
+        }
+        assert_eq!(sums, [0xa7df_b086_8739_49a8, 0xcffb_cb7c_74b8_9cf8]);
+    }
+}

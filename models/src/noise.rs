@@ -23,19 +23,6 @@
 
 use crate::elementary;
 
-/// Which use of a seed the noise is for. Two streams of one seed are
-/// independent; a new use takes a new number, existing ones never change.
-pub mod stream {
-    /// Starting latents of a diffusion run.
-    pub const LATENTS: u64 = 0;
-    /// Noise that a stochastic sampler adds: `STEPS + i` for step i.
-    pub const STEPS: u64 = 1 << 32;
-    /// Noise put on an encoded starting picture (image-to-image, inpainting).
-    pub const PICTURE: u64 = 1;
-    /// The sample drawn from a VAE posterior.
-    pub const POSTERIOR: u64 = 2;
-}
-
 const ROUNDS: usize = 10;
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -187,12 +174,12 @@ mod tests {
 
     #[test]
     fn any_range_is_the_same_as_the_whole() {
-        let whole = normal(7, stream::LATENTS, 1_001);
-        assert_eq!(normal(7, stream::LATENTS, 400), whole[..400]);
+        let whole = normal(7, 0, 1_001);
+        assert_eq!(normal(7, 0, 400), whole[..400]);
         for first in [0usize, 1, 2, 3, 4, 5, 997] {
             for len in [0usize, 1, 3, 4] {
                 let mut part = vec![0.0; len];
-                fill_normal(7, stream::LATENTS, first as u64, &mut part);
+                fill_normal(7, 0, first as u64, &mut part);
                 assert_eq!(part, whole[first..first + len], "{first} + {len}");
             }
         }

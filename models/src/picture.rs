@@ -39,8 +39,6 @@ impl Limits {
 
     fn decoder(&self) -> image::Limits {
         let mut limits = image::Limits::no_limits();
-        limits.max_image_width = Some(self.max_side);
-        limits.max_image_height = Some(self.max_side);
         limits.max_alloc = Some(
             self.max_pixels.saturating_mul(Self::DECODER_BYTES_PER_PIXEL).saturating_add(Self::DECODER_BYTES_FIXED),
         );
@@ -151,16 +149,15 @@ impl RgbPicture {
             return Err(PictureError::UnknownFormat);
         }
         let damaged = |error: image::ImageError| PictureError::Damaged(error.to_string());
-        let (width, height) =
-            ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(damaged)?;
+        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+        reader.limits(limits.decoder());
+        let mut decoder = reader.into_decoder().map_err(damaged)?;
+        let (width, height) = decoder.dimensions();
         let pixels = u64::from(width) * u64::from(height);
         if width > limits.max_side || height > limits.max_side || pixels > limits.max_pixels {
             let Limits { max_side, max_pixels, .. } = *limits;
             return Err(PictureError::TooManyPixels { width, height, max_side, max_pixels });
         }
-        let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-        reader.limits(limits.decoder());
-        let mut decoder = reader.into_decoder().map_err(damaged)?;
         // A broken Exif block is no reason to refuse a good picture.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
@@ -243,3 +240,7 @@ fn on_white(sample: u8, alpha: u8) -> u8 {
     let (sample, alpha) = (u32::from(sample), u32::from(alpha));
     ((sample * alpha + 255 * (255 - alpha) + 127) / 255) as u8
 }
+
+#[cfg(test)]
+#[path = "picture_tests.rs"]
+mod tests;

@@ -2,9 +2,9 @@
 //!
 //! Preprocessing and image hashes were defined by Pillow, and a hash compared
 //! across implementations allows no rounding of its own. So this follows
-//! Pillow's `Resample.c`: a horizontal pass, then a vertical one, each with
-//! coefficients rounded to 22 fractional bits, sums rounded to 8 bits between
-//! the passes.
+//! the arithmetic of Pillow 13: a pass for the width and one for the height,
+//! each with coefficients rounded to 22 fractional bits, sums rounded to 8 bits
+//! between the passes.
 
 use std::num::NonZeroU32;
 
@@ -78,23 +78,34 @@ impl Size {
 /// If `pixels` is not `from` × `CHANNELS` samples long.
 pub fn resize<const CHANNELS: usize>(pixels: &[u8], from: Size, to: Size, filter: Filter) -> Vec<u8> {
     assert_eq!(pixels.len(), from.columns() * from.rows() * CHANNELS, "samples do not fill the picture");
-    let stretched;
-    let rows = if from.width == to.width {
-        pixels
-    } else {
-        stretched = horizontal::<CHANNELS>(pixels, from, to, filter);
-        &stretched
+    let stretch = |pixels: &[u8], stride: usize| {
+        let kernels = Kernels::new(from.rows(), to.rows(), filter);
+        vertical(pixels, stride * CHANNELS, &kernels)
     };
-    if from.height == to.height {
-        return rows.to_vec();
+    let widen = |pixels: &[u8]| {
+        let kernels = Kernels::new(from.columns(), to.columns(), filter);
+        horizontal::<CHANNELS>(pixels, from.columns(), &kernels)
+    };
+    match (from.width == to.width, from.height == to.height) {
+        (true, true) => pixels.to_vec(),
+        (true, false) => stretch(pixels, from.columns()),
+        (false, true) => widen(pixels),
+        (false, false) if vertical_first(from, to) => widen(&stretch(pixels, from.columns())),
+        (false, false) => stretch(&widen(pixels), to.columns()),
     }
-    vertical(rows, to.columns() * CHANNELS, from, to, filter)
 }
 
-fn horizontal<const CHANNELS: usize>(pixels: &[u8], from: Size, to: Size, filter: Filter) -> Vec<u8> {
-    let kernels = Kernels::new(from.columns(), to.columns(), filter);
-    let (source_stride, stride) = (from.columns() * CHANNELS, to.columns() * CHANNELS);
-    let mut output = vec![0; stride * from.rows()];
+/// Whether Pillow (since 13.0) shrinks the height first: when it loses more than
+/// twice the pixels that the width loses.
+fn vertical_first(from: Size, to: Size) -> bool {
+    let lost = |from: NonZeroU32, to: NonZeroU32| i64::from(from.get()) - i64::from(to.get());
+    let height = lost(from.height, to.height);
+    height > 0 && height > 2 * lost(from.width, to.width)
+}
+
+fn horizontal<const CHANNELS: usize>(pixels: &[u8], columns: usize, kernels: &Kernels) -> Vec<u8> {
+    let (source_stride, stride) = (columns * CHANNELS, kernels.len() * CHANNELS);
+    let mut output = vec![0; pixels.len() / source_stride * stride];
     output
         .par_chunks_mut(stride * ROWS_PER_TASK)
         .zip(pixels.par_chunks(source_stride * ROWS_PER_TASK))
@@ -117,9 +128,8 @@ fn horizontal<const CHANNELS: usize>(pixels: &[u8], from: Size, to: Size, filter
     output
 }
 
-fn vertical(pixels: &[u8], stride: usize, from: Size, to: Size, filter: Filter) -> Vec<u8> {
-    let kernels = Kernels::new(from.rows(), to.rows(), filter);
-    let mut output = vec![0; stride * to.rows()];
+fn vertical(pixels: &[u8], stride: usize, kernels: &Kernels) -> Vec<u8> {
+    let mut output = vec![0; stride * kernels.len()];
     output.par_chunks_mut(stride).enumerate().for_each_init(
         || vec![0i32; stride],
         |sums, (row, target)| {
@@ -174,13 +184,17 @@ impl Kernels {
         kernels
     }
 
+    fn len(&self) -> usize {
+        self.first.len()
+    }
+
     fn get(&self, position: usize) -> (usize, &[i32]) {
         let start = if position == 0 { 0 } else { self.ends[position - 1] };
         (self.first[position], &self.weights[start..self.ends[position]])
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[i32])> {
-        (0..self.first.len()).map(|position| self.get(position))
+        (0..self.len()).map(|position| self.get(position))
     }
 }
 
@@ -188,4 +202,71 @@ impl Kernels {
 fn fixed_point(weight: f64) -> i32 {
     let scaled = weight * f64::from(1 << PRECISION_BITS);
     (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        seed: u32,
+        channels: usize,
+        filter: String,
+        from: [u32; 2],
+        to: [u32; 2],
+        fnv1a: String,
+    }
+
+    fn size([width, height]: [u32; 2]) -> Size {
+        let side = |side| NonZeroU32::new(side).unwrap();
+        Size { width: side(width), height: side(height) }
+    }
+
+    /// As `samples` of tests/fixtures/resample/reference.py.
+    fn samples(count: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed;
+        let next = |i| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match (i / 97 % 3, state >> 31) {
+                (0, 0) => 255,
+                (0, _) => 0,
+                _ => (state >> 24) as u8,
+            }
+        };
+        (0..count).map(next).collect()
+    }
+
+    #[test]
+    fn every_filter_gives_pillows_bytes() {
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../tests/fixtures/resample/cases.json")).unwrap();
+        assert!(cases.len() > 70);
+        for case in &cases {
+            let (from, to) = (size(case.from), size(case.to));
+            let filter = match case.filter.as_str() {
+                "bilinear" => Filter::Bilinear,
+                "bicubic" => Filter::Bicubic,
+                _ => Filter::Lanczos,
+            };
+            let pixels = samples(from.columns() * from.rows() * case.channels, case.seed);
+            let resized = match case.channels {
+                1 => resize::<1>(&pixels, from, to, filter),
+                _ => resize::<3>(&pixels, from, to, filter),
+            };
+            let hash = resized
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            let Case { filter, channels, from, to, .. } = case;
+            assert_eq!(format!("{hash:016x}"), case.fnv1a, "{filter} of {channels} channels, {from:?} to {to:?}");
+        }
+    }
+
+    #[test]
+    fn a_flat_picture_stays_flat() {
+        for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            let resized = resize::<1>(&[77; 35], size([7, 5]), size([40, 3]), filter);
+            assert_eq!(resized, [77; 120]);
+        }
+    }
 }
