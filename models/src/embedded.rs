@@ -35,6 +35,13 @@ const CLIP_TINY: &[EmbeddedFile] = &[
     EmbeddedFile { path: "tokenizer.json", bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json") },
 ];
 
+const NSFW_MOBILENETV2: &[EmbeddedFile] = embed!("nsfw-mobilenetv2": "model.safetensors");
+
+/// The files of the NSFW classifier, which is no model that can be asked for.
+pub(crate) fn nsfw_classifier() -> ModelFiles {
+    ModelFiles::embedded("nsfw-mobilenetv2", NSFW_MOBILENETV2)
+}
+
 /// The files of an embedded model by its name in the registry.
 pub(crate) fn find(name: &str) -> Option<ModelFiles> {
     match name {

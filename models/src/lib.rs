@@ -24,6 +24,12 @@ pub mod weights;
 pub use clip::Clip;
 pub use device::{DeviceError, DeviceKind};
 pub use diffusion::{GenerateError, Pipeline, StepControl, TextToImage};
+pub use engine::{
+    CancelToken, Engine, EngineConfig, EventSink, Job, JobError, JobErrorKind, JobEvent, Output, Shutdown, StartError,
+    SubmitError,
+};
+pub use features::{Features, HashDistances, ImageHashes};
 pub use loader::{LoadError, ModelFiles};
+pub use nsfw::NsfwScores;
 pub use picture::{Limits, PictureError, RgbPicture};
 pub use registry::{ModelId, ModelSource, ModelSpec, Registry, RegistryError};

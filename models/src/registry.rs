@@ -400,6 +400,11 @@ impl Registry {
         self.models.iter().find(|spec| spec.id.as_str() == id)
     }
 
+    /// The models of these ids, in this registry's order.
+    pub fn only(&self, ids: &[ModelId]) -> Self {
+        Self { models: self.models.iter().filter(|spec| ids.contains(&spec.id)).cloned().collect() }
+    }
+
     /// The first model that serves a task.
     pub fn first_for(&self, task: ModelTask) -> Option<&ModelSpec> {
         self.models.iter().find(|spec| spec.serves(task))

@@ -51,7 +51,11 @@ pub struct Clip {
 impl Clip {
     /// Opens a CLIP model. `threads`: 0 for one a core.
     pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> std::result::Result<Self, LoadError> {
-        let pool = Pool::new(threads)?;
+        Self::open_on(files, device, Pool::new(threads)?)
+    }
+
+    /// As [`Self::open`], to compute on the threads of `pool`.
+    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
         pool.run(|| Self::load(files, device, pool.clone()))
     }
 

@@ -132,7 +132,11 @@ pub struct Pipeline {
 impl Pipeline {
     /// Opens a model in the layout of diffusers. `threads`: 0 for one a core.
     pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> Result<Self, LoadError> {
-        let pool = Pool::new(threads)?;
+        Self::open_on(files, device, Pool::new(threads)?)
+    }
+
+    /// As [`Self::open`], to compute on the threads of `pool`.
+    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> Result<Self, LoadError> {
         pool.run(|| Self::load(files, device, pool.clone()))
     }
 

@@ -4,6 +4,7 @@
 //! scope at the latest.
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -108,6 +109,31 @@ impl JobError {
 /// cancelled in the queue perhaps on another submitter's: it must return soon.
 pub type EventSink<Output = super::Output> = Box<dyn FnMut(JobEvent<Output>) + Send>;
 
+thread_local! {
+    static INSIDE_SINK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is calling a sink, whose job cannot end before it returns.
+pub(super) fn is_inside_sink() -> bool {
+    INSIDE_SINK.get()
+}
+
+struct InsideSink {
+    before: bool,
+}
+
+impl InsideSink {
+    fn enter() -> Self {
+        Self { before: INSIDE_SINK.replace(true) }
+    }
+}
+
+impl Drop for InsideSink {
+    fn drop(&mut self) {
+        INSIDE_SINK.set(self.before);
+    }
+}
+
 /// The way back to the submitter of one job.
 pub(super) struct Delivery<Output> {
     sink: Option<EventSink<Output>>,
@@ -120,6 +146,7 @@ impl<Output> Delivery<Output> {
 
     /// A panic of the sink passes through, so that it ends the job.
     pub(super) fn progress(&mut self, event: JobEvent<Output>) {
+        let _inside = InsideSink::enter();
         if let Some(sink) = &mut self.sink {
             sink(event);
         }
@@ -131,6 +158,7 @@ impl<Output> Delivery<Output> {
 
     fn finish(&mut self, result: Result<Output, JobError>) {
         if let Some(mut sink) = self.sink.take() {
+            let _inside = InsideSink::enter();
             // What a sink does with its last event must not end a replica.
             let outcome = catch_unwind(AssertUnwindSafe(move || sink(JobEvent::Done(result))));
             if outcome.is_err() {

@@ -8,20 +8,20 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle, ThreadId},
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use super::delivery::{CancelToken, Delivery, EventSink, JobError, JobErrorKind, JobEvent};
+use super::delivery::{CancelToken, Delivery, EventSink, JobError, JobErrorKind, JobEvent, is_inside_sink};
 
-/// Does the work of jobs; shared by all replicas of one device.
-pub trait Backend: Send + Sync + 'static {
+/// Does the work of one replica's jobs.
+pub trait Backend: Send + 'static {
     type Job: Send + 'static;
     type Output: Send + 'static;
 
     /// Runs one job. Calls [`Control::step`] after each step, and ends with its
     /// error when it gives one.
-    fn run(&self, job: Self::Job, control: &mut Control<Self::Output>) -> Result<Self::Output, JobError>;
+    fn run(&mut self, job: Self::Job, control: &mut Control<Self::Output>) -> Result<Self::Output, JobError>;
 }
 
 /// Why a job was not accepted.
@@ -81,7 +81,11 @@ pub struct Control<'a, Output> {
     stop: &'a CancelToken,
 }
 
-impl<Output> Control<'_, Output> {
+impl<'a, Output> Control<'a, Output> {
+    pub(super) fn new(delivery: &'a mut Delivery<Output>, cancel: &'a CancelToken, stop: &'a CancelToken) -> Self {
+        Self { delivery, cancel, stop }
+    }
+
     /// Reports that `step` of `of` is done; an error if the job shall end.
     pub fn step(&mut self, step: u32, of: u32) -> Result<(), JobError> {
         self.check()?;
@@ -101,6 +105,7 @@ impl<Output> Control<'_, Output> {
     }
 }
 
+/// A job that waits, with the way back to its submitter.
 struct Queued<B: Backend> {
     job: B::Job,
     estimate: Duration,
@@ -121,50 +126,43 @@ struct Shared<B: Backend> {
     /// A job was queued, or the queue closed, or a replica ended.
     changed: Condvar,
     stop: CancelToken,
-    queue_limit: usize,
 }
 
 /// The replica threads. Dropping this cancels what is left and joins them.
 pub struct Workers<B: Backend> {
     shared: Arc<Shared<B>>,
-    replicas: Vec<ThreadId>,
+    replicas: usize,
+    queue_limit: usize,
 }
 
 impl<B: Backend> Workers<B> {
-    /// Starts one thread for each entry of `replicas`, which may share backends.
-    pub fn start(replicas: &[Arc<B>], queue_limit: usize) -> std::io::Result<Self> {
+    /// Starts one thread for each backend.
+    pub fn start(backends: Vec<B>, queue_limit: usize) -> std::io::Result<Self> {
+        let replicas = backends.len();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: VecDeque::with_capacity(queue_limit),
                 open: true,
-                threads: Vec::new(),
+                threads: Vec::with_capacity(replicas),
                 alive: 0,
-                totals: Snapshot { replicas: replicas.len(), queue_limit, ..Snapshot::default() },
+                totals: Snapshot { replicas, queue_limit, ..Snapshot::default() },
             }),
             changed: Condvar::new(),
             stop: CancelToken::new(),
-            queue_limit,
         });
-        let mut workers = Self { shared, replicas: Vec::with_capacity(replicas.len()) };
-        for (number, backend) in replicas.iter().enumerate() {
-            let (shared, backend) = (Arc::clone(&workers.shared), Arc::clone(backend));
-            workers.shared.lock().alive += 1;
+        // Dropped on an early return, this ends the threads that did start.
+        let workers = Self { shared, replicas, queue_limit };
+        for (number, mut backend) in backends.into_iter().enumerate() {
+            let mut state = workers.shared.lock();
+            let shared = Arc::clone(&workers.shared);
             let thread = thread::Builder::new().name(format!("replica-{number}")).spawn(move || {
                 let replica = Replica { shared: &shared };
                 while let Some(queued) = replica.next() {
-                    replica.run(&*backend, queued);
+                    replica.run(&mut backend, queued);
                 }
-            });
-            match thread {
-                Ok(thread) => {
-                    workers.replicas.push(thread.thread().id());
-                    workers.shared.lock().threads.push(thread);
-                }
-                Err(error) => {
-                    workers.shared.lock().alive -= 1;
-                    return Err(error);
-                }
-            }
+            })?;
+            state.alive += 1;
+            state.threads.push(thread);
         }
         Ok(workers)
     }
@@ -183,11 +181,11 @@ impl<B: Backend> Workers<B> {
         if !state.open {
             return Err(SubmitError::ShuttingDown);
         }
-        if state.queue.len() >= self.shared.queue_limit {
+        if state.queue.len() >= self.queue_limit {
             abandoned = state.take_cancelled();
         }
         let position = state.queue.len();
-        let accepted = position < self.shared.queue_limit;
+        let accepted = position < self.queue_limit;
         if accepted {
             state.queue.push_back(Queued { job, estimate, cancel, delivery: Delivery::new(sink) });
             self.shared.changed.notify_one();
@@ -196,12 +194,12 @@ impl<B: Backend> Workers<B> {
         for queued in abandoned {
             queued.delivery.done(Err(JobError::cancelled()));
         }
-        if accepted { Ok(position) } else { Err(SubmitError::Full { limit: self.shared.queue_limit }) }
+        if accepted { Ok(position) } else { Err(SubmitError::Full { limit: self.queue_limit }) }
     }
 
     /// Refuses new jobs, lets the accepted ones end as `mode` says, and waits for
     /// the replicas. May be called again, also meanwhile: `Cancel` overrules
-    /// `Drain`. Called from an event sink on an engine thread, it does not wait.
+    /// `Drain`. Called from an event sink, it does not wait.
     pub fn shutdown(&self, mode: Shutdown) {
         let mut state = self.shared.lock();
         state.open = false;
@@ -218,7 +216,7 @@ impl<B: Backend> Workers<B> {
         drop(state);
         // Each reports that the engine shut down.
         drop(abandoned);
-        if self.replicas.contains(&thread::current().id()) {
+        if is_inside_sink() {
             return;
         }
         let mut state = self.shared.lock();
@@ -238,7 +236,7 @@ impl<B: Backend> Workers<B> {
         let estimates: Duration = state.queue.iter().map(|queued| queued.estimate).sum();
         Snapshot {
             queued: state.queue.len(),
-            backlog: estimates / self.replicas.len().max(1) as u32,
+            backlog: estimates / self.replicas.max(1) as u32,
             ..state.totals
         }
     }
@@ -289,11 +287,11 @@ impl<B: Backend> Replica<'_, B> {
         }
     }
 
-    fn run(&self, backend: &B, queued: Queued<B>) {
+    fn run(&self, backend: &mut B, queued: Queued<B>) {
         let Queued { job, cancel, mut delivery, .. } = queued;
         let start = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut control = Control { delivery: &mut delivery, cancel: &cancel, stop: &self.shared.stop };
+            let mut control = Control::new(&mut delivery, &cancel, &self.shared.stop);
             control.check()?;
             control.delivery.progress(JobEvent::Started);
             backend.run(job, &mut control)

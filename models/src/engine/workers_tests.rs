@@ -6,9 +6,8 @@ use std::sync::{
 use super::*;
 
 /// A backend whose jobs do what their name says.
-#[derive(Default)]
 struct Bench {
-    runs: AtomicUsize,
+    runs: Arc<AtomicUsize>,
 }
 
 enum Work {
@@ -24,7 +23,7 @@ impl Backend for Bench {
     type Job = Work;
     type Output = u32;
 
-    fn run(&self, job: Work, control: &mut Control<u32>) -> Result<u32, JobError> {
+    fn run(&mut self, job: Work, control: &mut Control<u32>) -> Result<u32, JobError> {
         self.runs.fetch_add(1, Ordering::Relaxed);
         match job {
             Work::Count(of) => {
@@ -49,9 +48,11 @@ impl Backend for Bench {
 
 type Event = JobEvent<u32>;
 
-fn workers(replicas: usize, queue: usize) -> (Workers<Bench>, Arc<Bench>) {
-    let bench = Arc::new(Bench::default());
-    (Workers::start(&vec![Arc::clone(&bench); replicas], queue).unwrap(), bench)
+/// Workers, and how many jobs their backends have begun.
+fn workers(replicas: usize, queue: usize) -> (Workers<Bench>, Arc<AtomicUsize>) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let backends = (0..replicas).map(|_| Bench { runs: Arc::clone(&runs) }).collect();
+    (Workers::start(backends, queue).unwrap(), runs)
 }
 
 fn sink() -> (EventSink<u32>, Receiver<Event>) {
@@ -125,7 +126,7 @@ fn a_running_job_ends_at_the_step_after_its_cancel() {
 
 #[test]
 fn jobs_cancelled_in_the_queue_never_run_and_make_room() {
-    let (workers, bench) = workers(1, 2);
+    let (workers, runs) = workers(1, 2);
     let (pace, _held) = workers.hold(&CancelToken::new());
     let (gone, kept) = (CancelToken::new(), CancelToken::new());
     let first = workers.put(Work::Count(1), &gone).unwrap();
@@ -136,7 +137,7 @@ fn jobs_cancelled_in_the_queue_never_run_and_make_room() {
     kept.cancel();
     drop(pace);
     assert_eq!((failure(&second), failure(&third)), (JobErrorKind::Cancelled, JobErrorKind::Cancelled));
-    assert_eq!(bench.runs.load(Ordering::Relaxed), 1);
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
     assert_eq!(workers.snapshot().cancelled, 3);
 }
 
@@ -186,7 +187,7 @@ fn draining_finishes_what_was_accepted_and_refuses_the_rest() {
 
 #[test]
 fn cancelling_overrules_draining_and_ends_everything() {
-    let (workers, bench) = workers(1, 8);
+    let (workers, runs) = workers(1, 8);
     let token = CancelToken::new();
     let (pace, held) = workers.hold(&token);
     let queued = workers.put(Work::Count(5), &token).unwrap();
@@ -201,12 +202,12 @@ fn cancelling_overrules_draining_and_ends_everything() {
         }
     });
     assert_eq!(failure(&held), JobErrorKind::ShutDown);
-    assert_eq!(bench.runs.load(Ordering::Relaxed), 1);
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
     assert_eq!((workers.snapshot().failed, workers.snapshot().queued), (2, 0));
 }
 
 #[test]
-fn the_last_handle_may_be_dropped_on_an_engine_thread() {
+fn the_last_handle_may_be_dropped_in_a_sink() {
     let (workers, _) = workers(2, 8);
     let workers = Arc::new(workers);
     let (sender, receiver) = mpsc::sync_channel(1);
@@ -229,7 +230,7 @@ fn the_last_handle_may_be_dropped_on_an_engine_thread() {
 fn many_submitters_and_replicas_lose_nothing() {
     const SUBMITTERS: u32 = 8;
     const JOBS: u32 = 50;
-    let (workers, bench) = workers(3, 5);
+    let (workers, runs) = workers(3, 5);
     let accepted = AtomicUsize::new(0);
     thread::scope(|scope| {
         for submitter in 0..SUBMITTERS {
@@ -257,5 +258,5 @@ fn many_submitters_and_replicas_lose_nothing() {
     assert_eq!((snapshot.queued, snapshot.running), (0, 0));
     let ended = snapshot.done + snapshot.failed + snapshot.cancelled;
     assert_eq!(ended as usize, accepted.load(Ordering::Relaxed));
-    assert!(bench.runs.load(Ordering::Relaxed) <= accepted.load(Ordering::Relaxed));
+    assert!(runs.load(Ordering::Relaxed) <= accepted.load(Ordering::Relaxed));
 }

@@ -14,6 +14,8 @@ pub(crate) enum Activation {
     Gelu,
     /// `x · sigmoid(1.702 x)`, as the first CLIP models.
     QuickGelu,
+    /// `x` within 0 and 6, as the mobile networks.
+    Relu6,
 }
 
 impl Activation {
@@ -33,6 +35,7 @@ impl Activation {
             Self::Silu => silu(values),
             Self::Gelu => gelu(values),
             Self::QuickGelu => quick_gelu(values),
+            Self::Relu6 => relu6(values),
         }
     }
 
@@ -45,6 +48,7 @@ impl Activation {
             Self::Silu => input.silu(),
             Self::Gelu => input.gelu_erf(),
             Self::QuickGelu => input * candle_nn::ops::sigmoid(&(input * 1.702)?)?,
+            Self::Relu6 => input.clamp(0.0, 6.0),
         }
     }
 }
@@ -61,6 +65,14 @@ for_each_isa! {
     fn quick_gelu(values: &mut [f32]) {
         for value in values {
             *value *= sigmoid(1.702 * *value);
+        }
+    }
+}
+
+for_each_isa! {
+    fn relu6(values: &mut [f32]) {
+        for value in values {
+            *value = value.clamp(0.0, 6.0);
         }
     }
 }

@@ -9,11 +9,11 @@ pub(crate) mod attention;
 mod conv;
 mod feature_map;
 mod host;
-mod isa;
+pub(crate) mod isa;
 mod kernel;
 mod linear;
 mod norm;
-mod product;
+pub(crate) mod product;
 
 pub(crate) use activation::Activation;
 pub(crate) use conv::{Conv2d, ConvExtras, Window};

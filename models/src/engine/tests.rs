@@ -1,0 +1,189 @@
+//! The engine with the real models of the binary.
+
+use std::sync::mpsc::{self, Receiver};
+
+use super::*;
+use crate::{
+    diffusion::TextToImage,
+    features::{ImageHashes, cosine_similarity},
+    picture::{Limits, RgbPicture},
+};
+
+const MODEL: &str = "argus-tiny";
+const CLIP: &str = "clip-tiny";
+
+fn id(model: &str) -> ModelId {
+    model.parse().unwrap()
+}
+
+fn config() -> EngineConfig {
+    EngineConfig { queue: 8, ..EngineConfig::on_processor(vec![id(MODEL), id(CLIP)]) }
+}
+
+fn start(config: &EngineConfig) -> Engine {
+    Engine::start(config, &Registry::default()).unwrap()
+}
+
+fn apple(seed: u64, steps: usize) -> Job {
+    let request = TextToImage {
+        prompt: "a red apple".into(),
+        negative_prompt: String::new(),
+        width: 64,
+        height: 64,
+        steps,
+        guidance: 4.0,
+        seed,
+    };
+    Job::TextToImage { model: id(MODEL), request }
+}
+
+fn submit(engine: &Engine, job: Job, cancel: &CancelToken) -> Receiver<JobEvent> {
+    let (sender, events) = mpsc::sync_channel(256);
+    let sink = Box::new(move |event| sender.send(event).unwrap());
+    engine.submit(job, cancel.clone(), sink).unwrap();
+    events
+}
+
+fn run(engine: &Engine, job: Job) -> Output {
+    match submit(engine, job, &CancelToken::new()).iter().last() {
+        Some(JobEvent::Done(Ok(output))) => output,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn fixture(file: &str) -> RgbPicture {
+    let path = format!("{}/tests/fixtures/pictures/{file}", env!("CARGO_MANIFEST_DIR"));
+    RgbPicture::decode(&std::fs::read(path).unwrap(), &Limits::default()).unwrap()
+}
+
+fn refusal(engine: &Engine, job: Job) -> SubmitError {
+    engine.submit(job, CancelToken::new(), Box::new(|_| panic!("a refused job has no events"))).unwrap_err()
+}
+
+#[test]
+fn a_prompt_becomes_a_picture_with_its_features() {
+    let engine = start(&config());
+    let events: Vec<JobEvent> = submit(&engine, apple(7, 3), &CancelToken::new()).iter().collect();
+    let steps = [1, 2, 3].map(|step| JobEvent::Step { step, of: 3 });
+    assert_eq!((&events[0], &events[1..4]), (&JobEvent::Started, &steps[..]));
+    let [.., JobEvent::Done(Ok(Output::Picture { picture, png, features }))] = &events[..] else {
+        panic!("{:?}", events.last());
+    };
+    assert_eq!((events.len(), picture.width(), picture.height()), (5, 64, 64));
+    assert_eq!(&RgbPicture::decode(png, &Limits::default()).unwrap(), picture);
+    assert_eq!(features.hashes, ImageHashes::of(picture));
+    assert!((features.clip.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+    assert!(!features.is_nsfw);
+    // The same seed gives the same bits, and features of a received picture are
+    // those that its maker sent.
+    assert_eq!(run(&engine, apple(7, 3)), Output::Picture { picture: picture.clone(), png: png.clone(), features: features.clone() });
+    assert_eq!(run(&engine, Job::Features { picture: picture.clone() }), Output::Features(features.clone()));
+    let Output::Picture { picture: other, .. } = run(&engine, apple(8, 3)) else { panic!() };
+    assert!(other.mean_abs_difference(picture).unwrap() > 1.0);
+    let snapshot = engine.snapshot();
+    assert_eq!((snapshot.done, snapshot.failed, snapshot.queued, snapshot.running), (4, 0, 0, 0));
+    assert!(snapshot.busy > Duration::ZERO);
+}
+
+#[test]
+fn a_cancel_ends_a_picture_in_the_middle() {
+    let engine = start(&config());
+    let cancel = CancelToken::new();
+    let events = submit(&engine, apple(1, 50), &cancel);
+    assert_eq!(events.recv().unwrap(), JobEvent::Started);
+    assert_eq!(events.recv().unwrap(), JobEvent::Step { step: 1, of: 50 });
+    cancel.cancel();
+    let rest: Vec<JobEvent> = events.iter().collect();
+    assert!(matches!(rest.last(), Some(JobEvent::Done(Err(error))) if error.kind == JobErrorKind::Cancelled));
+    assert!(rest.len() < 50, "it ran on for {} events", rest.len());
+    let busy = submit(&engine, apple(1, 50), &CancelToken::new());
+    let waiting = submit(&engine, apple(2, 50), &CancelToken::new());
+    assert_eq!(busy.recv().unwrap(), JobEvent::Started);
+    engine.shutdown(Shutdown::Cancel);
+    for events in [busy, waiting] {
+        let last = events.iter().last();
+        assert!(matches!(&last, Some(JobEvent::Done(Err(error))) if error.kind == JobErrorKind::ShutDown), "{last:?}");
+    }
+    assert_eq!(refusal(&engine, apple(1, 1)), SubmitError::ShuttingDown);
+}
+
+#[test]
+fn replicas_share_weights_and_agree_to_the_bit() {
+    let engine = start(&EngineConfig { replicas: 2, threads_per_replica: 1, ..config() });
+    let jobs: Vec<_> = (0..4).map(|n| submit(&engine, apple(n / 2, 2), &CancelToken::new())).collect();
+    let pictures: Vec<JobEvent> = jobs.iter().map(|events| events.iter().last().unwrap()).collect();
+    assert_eq!((&pictures[0], &pictures[2]), (&pictures[1], &pictures[3]));
+    assert_ne!(pictures[0], pictures[2]);
+    let one = start(&EngineConfig { threads_per_replica: 3, ..config() });
+    assert_eq!(JobEvent::Done(Ok(run(&one, apple(0, 2)))), pictures[0]);
+    engine.shutdown(Shutdown::Drain);
+    assert_eq!(engine.snapshot().done, 4);
+}
+
+#[test]
+fn embeddings_features_and_capacity() {
+    let engine = start(&config());
+    let pictures = vec![fixture("scene-96x80.png"), fixture("gradient-128x128.png"), fixture("scene-64x64.png")];
+    let Output::Embeddings(vectors) = run(&engine, Job::Embed { model: id(CLIP), pictures: pictures.clone() }) else { panic!() };
+    assert_eq!(vectors.len(), 3);
+    let similarity = |a: usize, b: usize| cosine_similarity(&vectors[a], &vectors[b]).unwrap();
+    assert!(similarity(0, 2) > 0.9 && similarity(0, 2) > similarity(0, 1));
+    let Output::Features(features) = run(&engine, Job::Features { picture: pictures[0].clone() }) else { panic!() };
+    assert_eq!(features.clip, vectors[0]);
+    let texts = vec!["a red apple".to_owned(), "a blue heart".to_owned()];
+    let Output::Embeddings(texts) = run(&engine, Job::EmbedTexts { model: id(CLIP), texts }) else { panic!() };
+    assert_eq!((texts.len(), texts[0].len()), (2, vectors[0].len()));
+
+    let Output::Features(trigger) = run(&engine, Job::Features { picture: fixture("nsfw_trigger_m.png") }) else { panic!() };
+    assert!(trigger.is_nsfw && trigger.nsfw.porn > 0.9);
+
+    let capacity = engine.capacity();
+    assert_eq!(capacity.iter().map(|model| model.model.as_str()).collect::<Vec<_>>(), [MODEL, CLIP]);
+    for model in capacity {
+        assert!(model.seconds_per_unit > 0.0 && model.units_per_second.is_finite(), "{model:?}");
+    }
+    // Twice the steps, twice the work.
+    let (once, twice) = (engine.estimate(&apple(0, 10)), engine.estimate(&apple(0, 20)));
+    assert!((twice.as_secs_f64() / once.as_secs_f64() - 2.0).abs() < 1e-3);
+    assert!(engine.estimate(&Job::Features { picture: fixture("tiny-5x3.png") }) > Duration::ZERO);
+}
+
+#[test]
+fn bad_jobs_are_refused_before_the_queue() {
+    let engine = start(&EngineConfig { models: vec![id(CLIP)], ..config() });
+    let picture = fixture("tiny-5x3.png");
+    let embed = |model: &str, count: usize| Job::Embed { model: id(model), pictures: vec![picture.clone(); count] };
+    assert_eq!(refusal(&engine, apple(0, 1)), SubmitError::UnknownModel(MODEL.into()));
+    assert_eq!(refusal(&engine, embed("nothing", 1)).reason(), "unknown_model");
+    for job in [embed(CLIP, 0), embed(CLIP, MAX_EMBEDDINGS_PER_JOB + 1)] {
+        assert_eq!(refusal(&engine, job).reason(), "invalid_parameters");
+    }
+    let long = Job::EmbedTexts { model: id(CLIP), texts: vec!["x".repeat(MAX_TEXT_BYTES + 1)] };
+    assert_eq!(refusal(&engine, long).reason(), "invalid_parameters");
+    let registry = Registry::default();
+    for (job, message) in [
+        (apple(0, 51), "steps is 51, but it must be 1 to 50"),
+        (embed(MODEL, 1), "model `argus-tiny` does not serve image-embedding"),
+    ] {
+        assert_eq!(job.check(&registry), Err(SubmitError::InvalidParameters(message.into())));
+    }
+    let wide = RgbPicture::new(1 << 13, 1 << 12, vec![0; 3 << 25]).unwrap();
+    assert_eq!(refusal(&engine, Job::Features { picture: wide }).reason(), "invalid_parameters");
+}
+
+#[test]
+fn an_engine_that_cannot_run_says_why() {
+    let registry = Registry::default();
+    let reason = |config: EngineConfig| Engine::start(&config, &registry).err().expect("it must not start").to_string();
+    assert_eq!(reason(EngineConfig { queue: 0, ..config() }), "queue is 0, but must be 1 to 4096");
+    assert_eq!(reason(EngineConfig { replicas: 0, ..config() }), "replicas is 0, but must be 1 to 64");
+    assert_eq!(reason(EngineConfig { devices: Vec::new(), ..config() }), "devices is 0, but must be 1 to 64");
+    let unknown = EngineConfig { models: vec![id("nothing")], ..config() };
+    assert_eq!(reason(unknown), "model `nothing` is not in the registry");
+    let text = crate::registry::DEFAULT_REGISTRY.replacen("source = \"embedded\"", "path = \"no/such/folder\"", 1);
+    let error = Engine::start(&config(), &Registry::from_toml(&text).unwrap()).err().unwrap();
+    assert_eq!(error.reason(), "missing_file");
+    assert!(error.to_string().starts_with("model `argus-tiny` does not load on cpu"), "{error}");
+    #[cfg(not(feature = "cuda"))]
+    assert!(reason(EngineConfig { devices: vec![DeviceKind::Cuda(0)], ..config() }).contains("--features cuda"));
+}
