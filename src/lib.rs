@@ -14,3 +14,5 @@ pub mod identity;
 pub mod net;
 pub mod node;
 pub mod store;
+pub mod validator;
+pub mod verify;

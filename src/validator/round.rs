@@ -1,0 +1,248 @@
+//! One round: the same request to one or two miners, and how their answers become scores.
+//!
+//! Asking → comparing → (reference) → scored. Answers that disagree, and lone ones, are always settled by
+//! this validator's own engine; answers that agree are checked against it now and then, so that two miners
+//! who are wrong in the same way are found; withheld pictures always are.
+
+use std::{sync::Arc, time::Duration};
+
+use argus_protocols::{Hotkey, SignedReceipt, TaskKind};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    period::PeriodId,
+    select::{Failure, Held},
+};
+use crate::verify::{Comparison, Entry, Scoring, Verdict};
+
+/// Unique while the process lives.
+pub type RoundId = u64;
+
+/// Who wanted the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    Synthetic,
+    Organic,
+}
+
+/// A score as it is stored, with the receipt that backs it beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScoreRow {
+    pub period: PeriodId,
+    /// Unix time, milliseconds.
+    pub at_ms: u64,
+    pub round: RoundId,
+    pub origin: Origin,
+    pub task: TaskKind,
+    pub miner: Hotkey,
+    pub score: f32,
+    /// `right`, `wrong`, or the failure's label.
+    pub verdict: String,
+    /// Time to the answer; of a failure 0.
+    pub elapsed_ms: u64,
+}
+
+/// A score on its way to the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    pub row: ScoreRow,
+    /// The miner's word for its answer; of a failure there is none.
+    pub receipt: Option<Arc<SignedReceipt>>,
+}
+
+/// An answer that came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// From the query until the answer was there.
+    pub elapsed: Duration,
+    pub receipt: Arc<SignedReceipt>,
+}
+
+/// How a query ended.
+pub type Outcome = Result<Reply, Failure>;
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    Pending,
+    Answered(Reply),
+    Failed(Failure),
+    /// It could not answer and is not to blame.
+    Excused,
+}
+
+#[derive(Clone, Debug)]
+struct Contestant {
+    miner: Hotkey,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Asking,
+    Comparing,
+    Referencing,
+}
+
+#[derive(Clone, Debug)]
+pub struct Round {
+    pub id: RoundId,
+    pub origin: Origin,
+    pub task: TaskKind,
+    /// An organic answer that is not to be checked: only a failure is scored.
+    pub unchecked: bool,
+    pub started_ms: u64,
+    contestants: Vec<Contestant>,
+    stage: Stage,
+}
+
+/// What a round needs next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    Wait,
+    Compare,
+    Reference,
+    /// Scores, in no order; a miner that was excused has none.
+    Done(Vec<Scored>),
+}
+
+fn label(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Right => "right",
+        Verdict::Wrong { .. } => "wrong",
+        Verdict::Failed => Failure::BadAnswer.label(),
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    pub miner: Hotkey,
+    pub score: f32,
+    pub verdict: &'static str,
+    pub elapsed: Duration,
+    pub receipt: Option<Arc<SignedReceipt>>,
+}
+
+impl Round {
+    pub fn new(id: RoundId, origin: Origin, task: TaskKind, miners: &[Hotkey], now_ms: u64) -> Self {
+        let contestants = miners.iter().map(|&miner| Contestant { miner, state: State::Pending }).collect();
+        Self { id, origin, task, unchecked: false, started_ms: now_ms, contestants, stage: Stage::Asking }
+    }
+
+    /// Miners whose answer is still awaited.
+    pub fn pending(&self) -> impl Iterator<Item = Hotkey> + '_ {
+        self.contestants.iter().filter(|c| c.state == State::Pending).map(|c| c.miner)
+    }
+
+    pub fn is_pending(&self, miner: &Hotkey) -> bool {
+        self.pending().any(|pending| pending == *miner)
+    }
+
+    fn answered(&self) -> usize {
+        self.contestants.iter().filter(|c| matches!(c.state, State::Answered(_))).count()
+    }
+
+    /// A query of this round ended.
+    pub fn record(&mut self, miner: &Hotkey, outcome: Outcome, held: Held) -> Next {
+        let Some(contestant) = self.contestants.iter_mut().find(|c| c.miner == *miner && c.state == State::Pending)
+        else {
+            return Next::Wait;
+        };
+        contestant.state = match (outcome, held) {
+            (Ok(reply), _) => State::Answered(reply),
+            (Err(failure), Held::Against) => State::Failed(failure),
+            (Err(_), Held::Excused) => State::Excused,
+        };
+        self.after_asking()
+    }
+
+    /// A query of this round was given up by whoever asked.
+    pub fn abandon(&mut self, miner: &Hotkey) -> Next {
+        self.contestants.retain(|c| c.miner != *miner);
+        self.after_asking()
+    }
+
+    fn after_asking(&mut self) -> Next {
+        if self.stage != Stage::Asking || self.pending().next().is_some() {
+            return Next::Wait;
+        }
+        match self.answered() {
+            0 => Next::Done(self.failures()),
+            _ if self.unchecked => Next::Done(Vec::new()),
+            1 => self.enter(Stage::Referencing, Next::Reference),
+            _ => self.enter(Stage::Comparing, Next::Compare),
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, next: Next) -> Next {
+        self.stage = stage;
+        next
+    }
+
+    /// The answers were compared with each other. `check`: look even when they agree.
+    pub fn compared(&mut self, agree: bool, check: bool, scoring: &Scoring) -> Next {
+        match self.stage {
+            Stage::Comparing if agree && !check => Next::Done(self.scores(scoring, |_| Verdict::Right)),
+            Stage::Comparing => self.enter(Stage::Referencing, Next::Reference),
+            _ => Next::Wait,
+        }
+    }
+
+    /// The answers were compared with the reference; `None` for one that cannot be read.
+    pub fn referenced(&mut self, found: &[(Hotkey, Option<Comparison>)], scoring: &Scoring) -> Next {
+        if self.stage != Stage::Referencing {
+            return Next::Wait;
+        }
+        let verdict = |miner: &Hotkey| match found.iter().find(|(of, _)| of == miner) {
+            Some((_, Some(comparison))) if comparison.same => Verdict::Right,
+            Some((_, Some(comparison))) => Verdict::Wrong { similarity: comparison.similarity },
+            _ => Verdict::Failed,
+        };
+        Next::Done(self.scores(scoring, verdict))
+    }
+
+    /// There is no reference to be had: nobody who answered is judged.
+    pub fn without_reference(&mut self) -> Next {
+        Next::Done(self.failures())
+    }
+
+    fn failures(&self) -> Vec<Scored> {
+        let failed = |c: &Contestant| match c.state {
+            State::Failed(failure) => Some(Scored {
+                miner: c.miner,
+                score: 0.0,
+                verdict: failure.label(),
+                elapsed: Duration::ZERO,
+                receipt: None,
+            }),
+            _ => None,
+        };
+        self.contestants.iter().filter_map(failed).collect()
+    }
+
+    fn scores(&self, scoring: &Scoring, verdict: impl Fn(&Hotkey) -> Verdict) -> Vec<Scored> {
+        let rivals: Vec<(&Contestant, Entry)> = self
+            .contestants
+            .iter()
+            .filter_map(|c| match &c.state {
+                State::Answered(reply) => Some((c, Entry { verdict: verdict(&c.miner), elapsed: reply.elapsed })),
+                State::Failed(_) => Some((c, Entry { verdict: Verdict::Failed, elapsed: Duration::ZERO })),
+                State::Pending | State::Excused => None,
+            })
+            .collect();
+        let entries: Vec<Entry> = rivals.iter().map(|(_, entry)| *entry).collect();
+        let scores = scoring.scores(&entries);
+        rivals
+            .iter()
+            .zip(scores)
+            .map(|((contestant, entry), score)| {
+                let (verdict, receipt) = match (&contestant.state, entry.verdict) {
+                    (State::Answered(reply), verdict) => (label(verdict), Some(reply.receipt.clone())),
+                    (State::Failed(failure), _) => (failure.label(), None),
+                    (State::Pending | State::Excused, _) => unreachable!("filtered out above"),
+                };
+                Scored { miner: contestant.miner, score, verdict, elapsed: entry.elapsed, receipt }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Are two answers to the same request the same, up to what hardware does to floating point?
+//!
+//! Each measure is divided by its threshold, and the worst of these ratios decides: 1 or less is the same.
+//! The similarity of a pair falls from 1 (identical) over ½ (at the threshold) to 0 (unrelated), so that a
+//! wrong answer is worth little even when it looks alike.
+
+use argus_models::RgbPicture;
+use argus_protocols::{Features, ImageHashes, NsfwScores};
+
+/// What is known of one answer.
+#[derive(Clone, Debug)]
+pub enum Evidence {
+    /// A picture that travelled, and its features as the comparer computed them.
+    Picture {
+        features: Features,
+        picture: RgbPicture,
+    },
+    /// The features that a miner claims for a picture it withheld as NSFW. Made by [`Evidence::withheld`].
+    Withheld(Features),
+    /// Made by [`Evidence::embeddings`].
+    Embeddings(Vec<Vec<f32>>),
+}
+
+/// Why claimed features or embeddings are no evidence.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum EvidenceError {
+    #[error("{found} embeddings came for {expected} pictures")]
+    Count { expected: usize, found: usize },
+    #[error("an embedding has {found} dimensions instead of {expected}")]
+    Dimensions { expected: usize, found: usize },
+    #[error("an embedding is not of unit length")]
+    Length,
+    #[error("the NSFW scores are no probabilities")]
+    Scores,
+    #[error("the colour hash has more than 42 bits")]
+    ColourHash,
+}
+
+const COLOUR_HASH_BITS: u32 = 42;
+/// An honest embedding misses unit length by rounding alone.
+const LENGTH_TOLERANCE: f64 = 1e-3;
+/// Five honest probabilities miss a sum of 1 by rounding alone.
+const SCORE_TOLERANCE: f32 = 1e-3;
+
+impl Evidence {
+    /// Features that came without their picture. Missing or odd ones are refused, never taken for equal.
+    pub fn withheld(features: Features, dimensions: usize) -> Result<Self, EvidenceError> {
+        check_embedding(&features.clip, dimensions)?;
+        check_scores(&features.nsfw)?;
+        if features.hashes.colour >> COLOUR_HASH_BITS != 0 {
+            return Err(EvidenceError::ColourHash);
+        }
+        Ok(Evidence::Withheld(features))
+    }
+
+    /// `pictures`: how many were asked for.
+    pub fn embeddings(
+        all: Vec<Vec<f32>>,
+        pictures: usize,
+        dimensions: usize,
+    ) -> Result<Self, EvidenceError> {
+        if all.len() != pictures {
+            return Err(EvidenceError::Count { expected: pictures, found: all.len() });
+        }
+        for embedding in &all {
+            check_embedding(embedding, dimensions)?;
+        }
+        Ok(Evidence::Embeddings(all))
+    }
+
+    /// Whether the answer kept its picture back.
+    pub fn is_withheld(&self) -> bool {
+        matches!(self, Evidence::Withheld(_))
+    }
+
+    fn features(&self) -> Option<&Features> {
+        match self {
+            Evidence::Picture { features, .. } | Evidence::Withheld(features) => Some(features),
+            Evidence::Embeddings(_) => None,
+        }
+    }
+}
+
+fn check_embedding(embedding: &[f32], dimensions: usize) -> Result<(), EvidenceError> {
+    if embedding.len() != dimensions {
+        return Err(EvidenceError::Dimensions { expected: dimensions, found: embedding.len() });
+    }
+    let squares: f64 = embedding.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    // A comparison that NaN fails.
+    if (squares.sqrt() - 1.0).abs() <= LENGTH_TOLERANCE { Ok(()) } else { Err(EvidenceError::Length) }
+}
+
+fn check_scores(scores: &NsfwScores) -> Result<(), EvidenceError> {
+    let all = [scores.drawing, scores.hentai, scores.neutral, scores.porn, scores.sexy];
+    let sum: f32 = all.iter().sum();
+    let within = all.iter().all(|p| (0.0..=1.0).contains(p)) && (sum - 1.0).abs() <= SCORE_TOLERANCE;
+    if within { Ok(()) } else { Err(EvidenceError::Scores) }
+}
+
+/// Where two answers stop being the same.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Thresholds {
+    /// Mean absolute difference of the samples of two pictures that both travelled, in levels of 255.
+    pub mean_abs_difference: f32,
+    /// 1 − cosine of two pictures' CLIP embeddings.
+    pub clip_distance: f32,
+    /// Differing bits of the average, perceptual and difference hash together, of 192. Looked at when a
+    /// picture did not travel: where both did, their samples say more than any hash of them.
+    pub hash_bits: u32,
+    /// Differing bits of the colour hash, of 42; likewise.
+    pub colour_bits: u32,
+    /// 1 − cosine of two embeddings of the same picture.
+    pub embedding_distance: f32,
+    /// How far the verdicts "NSFW" of two honest devices may lie apart, as a probability.
+    pub nsfw_margin: f32,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            mean_abs_difference: 1.5,
+            clip_distance: 0.02,
+            hash_bits: 24,
+            colour_bits: 8,
+            embedding_distance: 0.005,
+            nsfw_margin: 0.05,
+        }
+    }
+}
+
+impl Thresholds {
+    /// What is wrong with these thresholds, as a sentence that says what to do.
+    pub fn validate(&self) -> Result<(), String> {
+        let positive = [
+            ("mean_abs_difference", self.mean_abs_difference),
+            ("clip_distance", self.clip_distance),
+            ("hash_bits", self.hash_bits as f32),
+            ("colour_bits", self.colour_bits as f32),
+            ("embedding_distance", self.embedding_distance),
+            ("nsfw_margin", self.nsfw_margin),
+        ];
+        match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
+            Some((name, value)) => Err(format!("thresholds.{name} is {value}: give a number above 0")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What comparing two answers gave.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Comparison {
+    pub same: bool,
+    /// 1 identical, ½ at the threshold, 0 unrelated.
+    pub similarity: f32,
+}
+
+impl Comparison {
+    /// Two answers that have nothing in common, not even their kind.
+    pub const UNRELATED: Self = Self { same: false, similarity: 0.0 };
+
+    /// From the worst measure in units of its threshold.
+    fn from_ratio(ratio: f32) -> Self {
+        // A NaN is not at most 1 either.
+        if ratio.is_nan() {
+            return Self::UNRELATED;
+        }
+        Self { same: ratio <= 1.0, similarity: 1.0 / (1.0 + ratio * ratio) }
+    }
+}
+
+/// Compares two answers to one request.
+pub fn compare(a: &Evidence, b: &Evidence, thresholds: &Thresholds) -> Comparison {
+    if let (Evidence::Embeddings(a), Evidence::Embeddings(b)) = (a, b) {
+        return compare_embeddings(a, b, thresholds);
+    }
+    let (Some(left), Some(right)) = (a.features(), b.features()) else {
+        return Comparison::UNRELATED;
+    };
+    let clip = cosine_distance(&left.clip, &right.clip) / thresholds.clip_distance;
+    let ratio = match (a, b) {
+        (Evidence::Picture { picture: left, .. }, Evidence::Picture { picture: right, .. }) => {
+            let Some(levels) = left.mean_abs_difference(right) else {
+                return Comparison::UNRELATED;
+            };
+            worse(clip, levels as f32 / thresholds.mean_abs_difference)
+        }
+        _ => worse(clip, hash_ratio(&left.hashes, &right.hashes, thresholds)),
+    };
+    Comparison::from_ratio(ratio)
+}
+
+fn compare_embeddings(a: &[Vec<f32>], b: &[Vec<f32>], thresholds: &Thresholds) -> Comparison {
+    if a.is_empty() || a.len() != b.len() {
+        return Comparison::UNRELATED;
+    }
+    let farthest = a.iter().zip(b).map(|(a, b)| cosine_distance(a, b)).fold(0.0, worse);
+    Comparison::from_ratio(farthest / thresholds.embedding_distance)
+}
+
+/// The larger of the two; NaN stays NaN, where `f32::max` would drop it.
+fn worse(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+/// 1 − cosine, NaN when there is none.
+fn cosine_distance(a: &[f32], b: &[f32]) -> f32 {
+    argus_models::features::cosine_similarity(a, b).map_or(f32::NAN, |cosine| (1.0 - cosine).max(0.0))
+}
+
+fn hash_ratio(a: &ImageHashes, b: &ImageHashes, thresholds: &Thresholds) -> f32 {
+    let bits = |a: u64, b: u64| (a ^ b).count_ones();
+    let shape = bits(a.average, b.average)
+        + bits(a.perceptual, b.perceptual)
+        + bits(a.difference, b.difference);
+    let shape = shape as f32 / thresholds.hash_bits as f32;
+    shape.max(bits(a.colour, b.colour) as f32 / thresholds.colour_bits as f32)
+}
