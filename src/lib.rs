@@ -11,6 +11,7 @@ pub mod config;
 pub mod devnet;
 pub mod gateway;
 pub mod identity;
+pub mod miner;
 pub mod net;
 pub mod node;
 pub mod store;

@@ -52,8 +52,8 @@ impl<T> FairQueue<T> {
         (ticket, position)
     }
 
-    /// Takes the item whose turn it is.
-    pub fn pop(&mut self) -> Option<(Ticket, T)> {
+    /// Takes the item whose turn it is, and its cost.
+    pub fn pop(&mut self) -> Option<(f64, T)> {
         if self.waiting.is_empty() {
             return None;
         }
@@ -61,7 +61,7 @@ impl<T> FairQueue<T> {
         self.clock = first.stamp;
         let clock = self.clock;
         self.lanes.retain(|_, stamp| *stamp > clock);
-        Some((first.ticket, first.item))
+        Some((first.cost, first.item))
     }
 
     /// Takes an item out before its turn, if it still waits.

@@ -5,7 +5,7 @@
 //! wrong answer is worth little even when it looks alike.
 
 use argus_models::RgbPicture;
-use argus_protocols::{Features, ImageHashes, NsfwScores};
+use argus_protocols::{Features, ImageHashes};
 
 /// What is known of one answer.
 #[derive(Clone, Debug)]
@@ -30,26 +30,16 @@ pub enum EvidenceError {
     Dimensions { expected: usize, found: usize },
     #[error("an embedding is not of unit length")]
     Length,
-    #[error("the NSFW scores are no probabilities")]
-    Scores,
-    #[error("the colour hash has more than 42 bits")]
-    ColourHash,
 }
 
-const COLOUR_HASH_BITS: u32 = 42;
 /// An honest embedding misses unit length by rounding alone.
 const LENGTH_TOLERANCE: f64 = 1e-3;
-/// Five honest probabilities miss a sum of 1 by rounding alone.
-const SCORE_TOLERANCE: f32 = 1e-3;
 
 impl Evidence {
-    /// Features that came without their picture. Missing or odd ones are refused, never taken for equal.
+    /// Features that came without their picture, as decoded from an answer. Missing or odd ones are refused,
+    /// never taken for equal.
     pub fn withheld(features: Features, dimensions: usize) -> Result<Self, EvidenceError> {
         check_embedding(&features.clip, dimensions)?;
-        check_scores(&features.nsfw)?;
-        if features.hashes.colour >> COLOUR_HASH_BITS != 0 {
-            return Err(EvidenceError::ColourHash);
-        }
         Ok(Evidence::Withheld(features))
     }
 
@@ -88,13 +78,6 @@ fn check_embedding(embedding: &[f32], dimensions: usize) -> Result<(), EvidenceE
     let squares: f64 = embedding.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
     // A comparison that NaN fails.
     if (squares.sqrt() - 1.0).abs() <= LENGTH_TOLERANCE { Ok(()) } else { Err(EvidenceError::Length) }
-}
-
-fn check_scores(scores: &NsfwScores) -> Result<(), EvidenceError> {
-    let all = [scores.drawing, scores.hentai, scores.neutral, scores.porn, scores.sexy];
-    let sum: f32 = all.iter().sum();
-    let within = all.iter().all(|p| (0.0..=1.0).contains(p)) && (sum - 1.0).abs() <= SCORE_TOLERANCE;
-    if within { Ok(()) } else { Err(EvidenceError::Scores) }
 }
 
 /// Where two answers stop being the same.

@@ -1,0 +1,61 @@
+//! What does the work behind a miner: the embedded engine now, a fleet behind an HTTP endpoint later.
+
+use argus_protocols::{Answer, Capability, Reason, Task, TaskKind};
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+
+/// A step of a job, `step` of `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub step: u32,
+    pub of: u32,
+}
+
+/// Why a job gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackendError {
+    /// The request breaks the model's limits; says which.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the model is not served here")]
+    Incapable,
+    #[error("the device's queue is full")]
+    Busy,
+    #[error("the job was cancelled")]
+    Cancelled,
+    #[error("the work failed: {0}")]
+    Failed(String),
+}
+
+impl BackendError {
+    /// What the validator is told.
+    pub fn reason(&self) -> Reason {
+        match self {
+            BackendError::Invalid(_) => Reason::Invalid,
+            BackendError::Incapable => Reason::Incapable,
+            BackendError::Busy => Reason::Busy,
+            BackendError::Cancelled => Reason::Cancelled,
+            BackendError::Failed(_) => Reason::Failed,
+        }
+    }
+}
+
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Runs a small job on each model and says what it measured. A model whose job fails is left out.
+    async fn warm_up(&self) -> Vec<Capability>;
+
+    /// Jobs that run at once.
+    fn slots(&self) -> usize;
+
+    /// Work of a request with default values, `None` when the model is not served for the task.
+    fn usual_work(&self, task: TaskKind, model: &str) -> Option<f64>;
+
+    /// Checks a request against its model's limits and says how much work it is.
+    fn work(&self, task: &Task) -> Result<f64, BackendError>;
+
+    /// Does the work. Steps are sent with `try_send`: a full channel means that nobody needs that one.
+    /// Dropping the future cancels the job at its next step. A picture that is NSFW never comes back, its
+    /// features do.
+    async fn run(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError>;
+}

@@ -1,0 +1,1 @@
+//! Miners that cheat on purpose, so that tests can watch them being caught. Only with feature `adversary`.
