@@ -11,6 +11,7 @@ pub mod config;
 pub mod devnet;
 pub mod gateway;
 pub mod identity;
+pub mod jobs;
 pub mod miner;
 pub mod net;
 pub mod node;

@@ -80,6 +80,8 @@ pub enum Action {
     Forget(RoundId),
     /// Write the intent, then send the weights.
     SetWeights(Intent),
+    /// The chain has weights of ours whose inclusion was not reported.
+    StoreIncluded(Included),
     /// Weights have not reached the chain for two tempos.
     Alarm { blocks: u64 },
 }
@@ -138,6 +140,8 @@ pub struct Restored {
     /// Scores of periods that are not among the closed ones.
     pub scores: Vec<ScoreRow>,
     pub included: Option<Included>,
+    /// What was about to be sent to the chain.
+    pub intent: Option<Intent>,
 }
 
 impl Core {
@@ -149,7 +153,7 @@ impl Core {
         for row in restored.scores {
             periods.add(row.period, row.task, row.miner, row.score);
         }
-        let mut submission = Submission::restore(restored.included);
+        let mut submission = Submission::restore(restored.included, restored.intent);
         if let Some(&last) = periods.closed().keys().next_back() {
             submission.offer(last);
         }
@@ -185,6 +189,7 @@ impl Core {
                 self.rules = rules;
                 self.miners.set_registered(&uids);
                 self.uids = uids;
+                actions.extend(self.submission.observe(&self.chain).map(Action::StoreIncluded));
             }
             Event::LookedUp { miner, found } => self.miners.looked_up(&miner, found, now_ms),
             Event::Answered { round, miner, outcome } => self.answered(round, &miner, outcome, now_ms, &mut actions),
@@ -457,9 +462,10 @@ impl Core {
         if weights.is_empty() {
             return;
         }
-        self.submission.sent();
         let ChainView { block, version_key, .. } = self.chain;
-        actions.push(Action::SetWeights(Intent { period, block, weights, version_key }));
+        let intent = Intent { period, block, weights, version_key };
+        self.submission.sent(intent.clone());
+        actions.push(Action::SetWeights(intent));
     }
 
     /// The weight vector as of the last closed period.

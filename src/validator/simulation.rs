@@ -82,6 +82,7 @@ struct Disk {
     receipts: usize,
     periods: BTreeMap<PeriodId, Tallies>,
     included: Option<Included>,
+    intent: Option<Intent>,
     full: bool,
 }
 
@@ -94,6 +95,7 @@ impl Disk {
             closed: self.periods.clone(),
             scores: self.rows.iter().filter_map(open).flatten().collect(),
             included: self.included.clone(),
+            intent: self.intent.clone(),
         }
     }
 }
@@ -255,6 +257,7 @@ impl Simulation {
             }
             Action::Forget(round) => self.answers.retain(|(of, _), _| *of != round),
             Action::SetWeights(intent) => self.set_weights(intent),
+            Action::StoreIncluded(included) => self.disk.included = Some(included),
             Action::Alarm { .. } => self.alarms += 1,
         }
     }
@@ -275,6 +278,7 @@ impl Simulation {
     }
 
     fn set_weights(&mut self, intent: Intent) {
+        self.disk.intent = Some(intent.clone());
         if self.chain_down || self.rng.random_bool(0.2) {
             self.schedule(3_000, Event::WeightsFailed("simulated".into()));
             return;
@@ -285,6 +289,10 @@ impl Simulation {
             assert!(included.block >= last.block + 5, "seed {}: the rate limit was broken", self.seed);
         }
         self.weight_sets.push(included.clone());
+        if self.rng.random_bool(0.2) {
+            self.schedule(BLOCK_MS, Event::WeightsFailed("its fate is unknown".into()));
+            return;
+        }
         self.disk.included = Some(included.clone());
         self.schedule(BLOCK_MS, Event::WeightsIncluded(included));
     }

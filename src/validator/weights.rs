@@ -99,7 +99,7 @@ pub struct Included {
     /// The last period it rests on.
     pub period: PeriodId,
     pub block: u64,
-    /// The transaction's hash as the chain wrote it.
+    /// The extrinsic's hash; empty when its inclusion was only seen by the chain's last update.
     pub hash: String,
     pub weights: Vec<(u16, u16)>,
 }
@@ -142,6 +142,8 @@ pub struct Submission {
     /// The newest closed period that a vector rests on.
     period: Option<PeriodId>,
     in_flight: bool,
+    /// The last vector that went out and whose fate is not known.
+    intent: Option<Intent>,
     included: Option<Included>,
     failures: u32,
     last_error: Option<String>,
@@ -151,9 +153,21 @@ pub struct Submission {
 }
 
 impl Submission {
-    /// `included` as it was stored before a restart.
-    pub fn restore(included: Option<Included>) -> Self {
-        Self { included, ..Self::default() }
+    /// As it was stored before a restart.
+    pub fn restore(included: Option<Included>, intent: Option<Intent>) -> Self {
+        let open = |intent: &Intent| included.as_ref().is_none_or(|i| i.period < intent.period);
+        Self { intent: intent.filter(open), included, ..Self::default() }
+    }
+
+    /// A call whose fate is unknown (no answer in time, a kill) may have been included all the same. Nobody
+    /// else can set our weights: when the chain knows newer ones than our intent is, it was. Returns what
+    /// was found out, to be stored.
+    pub fn observe(&mut self, chain: &ChainView) -> Option<Included> {
+        let intent = self.intent.as_ref().filter(|intent| !self.in_flight && chain.last_update > intent.block)?;
+        let Intent { period, weights, .. } = intent.clone();
+        let included = Included { period, block: chain.last_update, hash: String::new(), weights };
+        self.included(included.clone());
+        Some(included)
     }
 
     /// A vector resting on this period can be made.
@@ -174,9 +188,10 @@ impl Submission {
         due.then_some(period)
     }
 
-    /// The vector went out.
-    pub fn sent(&mut self) {
+    /// The vector goes out.
+    pub fn sent(&mut self, intent: Intent) {
         self.in_flight = true;
+        self.intent = Some(intent);
     }
 
     pub fn included(&mut self, included: Included) {
@@ -287,6 +302,10 @@ mod tests {
         ChainView { block, tempo: 10, rate_limit: 5, version_key: 0, last_update: 0, permitted: true }
     }
 
+    fn intent(period: PeriodId, block: u64) -> Intent {
+        Intent { period, block, weights: vec![(0, 65535)], version_key: 0 }
+    }
+
     fn included(period: PeriodId, block: u64) -> Included {
         Included { period, block, hash: "0x00".into(), weights: vec![(0, 65535)] }
     }
@@ -297,7 +316,7 @@ mod tests {
         assert_eq!(submission.due(&chain(100), 0), None);
         submission.offer(1);
         assert_eq!(submission.due(&chain(100), 0), Some(1));
-        submission.sent();
+        submission.sent(intent(1, 100));
         assert_eq!(submission.due(&chain(100), 0), None);
         submission.included(included(1, 101));
         submission.offer(1);
@@ -318,7 +337,7 @@ mod tests {
             while submission.due(&chain(block), now).is_none() {
                 now += 1_000;
             }
-            submission.sent();
+            submission.sent(intent(1, 100));
             submission.failed("no route".into(), now);
             pauses.push(submission.retry_at_ms - now);
         }
@@ -332,8 +351,20 @@ mod tests {
 
     #[test]
     fn a_chain_that_began_anew_does_not_block_weights() {
-        let mut submission = Submission::restore(Some(included(3, 5_000)));
+        let mut submission = Submission::restore(Some(included(3, 5_000)), None);
         submission.offer(4);
         assert_eq!(submission.due(&chain(2), 0), Some(4));
+    }
+
+    #[test]
+    fn an_inclusion_that_nobody_heard_of_is_found_on_the_chain() {
+        let mut submission = Submission::restore(None, Some(intent(4, 100)));
+        assert_eq!(submission.observe(&chain(101)), None);
+        let found = submission.observe(&ChainView { last_update: 101, ..chain(103) }).unwrap();
+        assert_eq!((found.period, found.block), (4, 101));
+        submission.offer(4);
+        assert_eq!(submission.due(&chain(120), 0), None, "it is there already");
+        let settled = Submission::restore(Some(included(4, 101)), Some(intent(4, 100)));
+        assert!(settled.intent.is_none());
     }
 }

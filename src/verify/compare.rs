@@ -113,6 +113,18 @@ impl Default for Thresholds {
 }
 
 impl Thresholds {
+    /// For models whose honest answers agree to the bit, whatever the hardware.
+    pub fn exact() -> Self {
+        Self {
+            mean_abs_difference: 0.1,
+            clip_distance: 0.001,
+            hash_bits: 4,
+            colour_bits: 2,
+            embedding_distance: 0.0001,
+            nsfw_margin: 0.001,
+        }
+    }
+
     /// What is wrong with these thresholds, as a sentence that says what to do.
     pub fn validate(&self) -> Result<(), String> {
         let positive = [
