@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{chain, gateway, identity::Wallet, net};
+use crate::{chain, gateway, identity::Wallet, miner, net, validator};
 
 /// Everything a node can be told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,9 +26,15 @@ pub struct Config {
     pub no_api: bool,
     /// Which hotkey the node acts for.
     pub wallet: Wallet,
+    /// How this miner cheats, in tests.
+    #[cfg(feature = "adversary")]
+    #[serde(skip)]
+    pub dishonest: Option<miner::dishonest::Kind>,
     pub net: net::Settings,
     pub chain: chain::Settings,
     pub engine: Engine,
+    pub miner: miner::Settings,
+    pub validator: validator::Settings,
     pub gateway: gateway::Settings,
 }
 
@@ -40,9 +46,13 @@ impl Default for Config {
             admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             no_api: false,
             wallet: Wallet::default(),
+            #[cfg(feature = "adversary")]
+            dishonest: None,
             net: net::Settings::default(),
             chain: chain::Settings::default(),
             engine: Engine::default(),
+            miner: miner::Settings::default(),
+            validator: validator::Settings::default(),
             gateway: gateway::Settings::default(),
         }
     }

@@ -16,6 +16,10 @@ pub struct Args {
     /// Jobs at once on the device.
     #[arg(long, env = "ARGUS_REPLICAS")]
     replicas: Option<usize>,
+    /// Cheat in this way: noise, cached, fewer-steps.
+    #[cfg(feature = "adversary")]
+    #[arg(long)]
+    dishonest: Option<crate::miner::dishonest::Kind>,
     #[command(flatten)]
     node: NodeOptions,
 }
@@ -30,6 +34,10 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     }
     if let Some(replicas) = args.replicas {
         config.engine.replicas = replicas;
+    }
+    #[cfg(feature = "adversary")]
+    {
+        config.dishonest = args.dishonest;
     }
     node::run(Role::Miner, config, |up| ready::announce(up, json)).await
 }

@@ -15,7 +15,8 @@ use prometheus_client::{
 
 type Labels = [(&'static str, &'static str); 1];
 
-pub(super) struct Metrics {
+/// Counters of a miner's work.
+pub struct Metrics {
     answered: Family<Labels, Counter>,
     withheld: Counter,
     refused: Family<Labels, Counter>,
@@ -27,7 +28,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new(registry: &mut Registry) -> Self {
+    pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             answered: Family::default(),
             withheld: Counter::default(),

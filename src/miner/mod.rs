@@ -20,7 +20,6 @@ use std::{sync::Arc, time::Duration};
 
 use argus_protocols::{Capability, Hotkey, Reason, Rejection};
 use parking_lot::Mutex;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -29,10 +28,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use backend::{Backend, BackendError, Step};
+pub use metrics::Metrics;
 
 use self::{
     admission::{Admission, Load, Standing},
-    metrics::Metrics,
     serve::Admitted,
     slots::Slots,
 };
@@ -121,14 +120,14 @@ pub async fn run(
     chain: chain::Watch,
     netuid: u16,
     capabilities: watch::Sender<Vec<Capability>>,
-    registry: &mut Registry,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) -> Result<(), MinerError> {
     settings.validate()?;
     let shared = Arc::new(Shared {
         admission: Mutex::new(Admission::new(settings.admission.clone(), netuid)),
         slots: Slots::new(backend.slots()),
-        metrics: Metrics::new(registry),
+        metrics,
         settings,
         backend,
         chain,

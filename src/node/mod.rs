@@ -7,6 +7,7 @@ mod admin;
 mod folder;
 mod persist;
 mod publisher;
+mod roles;
 mod tree;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -53,10 +54,11 @@ pub struct Ready {
 pub async fn run(role: Role, config: Config, ready: impl FnOnce(&Ready)) -> anyhow::Result<()> {
     // Signals count from here on: a node that is told to stop while it warms up must not ignore it.
     let stop = stop_signal()?;
-    let node = Node::start(role, &config)?;
+    let mut node = Node::start(role, &config)?;
     let api = match role {
         Role::Relay => None,
-        Role::Miner | Role::Validator => todo!(),
+        Role::Miner => node.mine(&config).await?,
+        Role::Validator => node.validate(&config).await?,
     };
     let (report, tree) = node.open(&config, api).await?;
     ready(&report);
@@ -71,6 +73,8 @@ struct Node {
     pair: Option<Arc<HotkeyPair>>,
     netuid: u16,
     registry: Registry,
+    /// Once every metric is registered.
+    shared_registry: Option<Arc<Registry>>,
     tree: Tree,
     handle: Handle,
     events: Option<mpsc::Receiver<Event>>,
@@ -93,7 +97,11 @@ impl Node {
         let mut tree = Tree::new();
         let netuid = config.netuid.unwrap_or(DEFAULT_NETUID);
         let mut settings = config.net.clone();
-        settings.relay_server |= role == Role::Relay;
+        if role == Role::Relay {
+            settings.relay_server = true;
+            // A relay that waits for somebody to prove it reachable could never be the first node.
+            settings.dht = net::Dht::Server;
+        }
         let Net { handle, events, queries, task } = net::start(
             settings,
             identity::node_key(folder.path())?,
@@ -111,6 +119,7 @@ impl Node {
             pair,
             netuid,
             registry,
+            shared_registry: None,
             tree,
             handle,
             events: Some(events),
@@ -176,13 +185,19 @@ impl Node {
             api,
             admin: listen,
         };
-        let registry = Arc::new(std::mem::take(&mut self.registry));
+        let registry = self.share_registry();
         let status = self.status_source(&ready);
         let token = self.tree.token(Stage::Carry);
         let (admin, serving) = admin::serve(listen, &self.folder, status, registry, token).await?;
         self.tree.spawn(Stage::Carry, "the admin endpoint", async move { Ok(serving.await?) });
         ready.admin = admin;
         Ok(ready)
+    }
+
+    /// No metric can be registered after this.
+    fn share_registry(&mut self) -> Arc<Registry> {
+        let registry = &mut self.registry;
+        self.shared_registry.get_or_insert_with(|| Arc::new(std::mem::take(registry))).clone()
     }
 
     fn status_source(&mut self, ready: &Ready) -> StatusSource {

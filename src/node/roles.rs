@@ -1,0 +1,140 @@
+//! What a miner and a validator have besides what every node has.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+use argus_models::{
+    DeviceKind, ModelId, Registry as ModelRegistry,
+    engine::{Engine, EngineConfig, Shutdown},
+};
+
+use super::{Node, tree::Stage};
+use crate::{
+    chain::{self, Chain, Watch},
+    config::{self, Config},
+    gateway::{self, Service},
+    jobs::Jobs,
+    miner, validator,
+};
+
+/// The chain's first answer, before a role starts.
+const FIRST_METAGRAPH: Duration = Duration::from_secs(20);
+
+impl Node {
+    /// Starts mining; ready once at least one model passed its warm-up.
+    pub(super) async fn mine(&mut self, config: &Config) -> anyhow::Result<Option<SocketAddr>> {
+        let (_, watch) = self.chain(config).await?;
+        let jobs = self.engine(&config.engine).await?;
+        let backend = backend(jobs, config)?;
+        let queries = self.queries.take().expect("taken here alone");
+        let metrics = miner::Metrics::new(&mut self.registry);
+        let token = self.tree.token(Stage::Work);
+        let (settings, netuid) = (config.miner.clone(), self.netuid);
+        let capabilities = self.capabilities.clone();
+        let mut warm = capabilities.subscribe();
+        self.tree.spawn(Stage::Work, "the miner", async move {
+            Ok(miner::run(settings, backend, queries, watch, netuid, capabilities, metrics, token).await?)
+        });
+        // When no model passes, the miner's task ends and the tree says why.
+        let _ = warm.wait_for(|found| !found.is_empty()).await;
+        Ok(None)
+    }
+
+    /// Starts validating, and the gateway unless it is switched off.
+    pub(super) async fn validate(&mut self, config: &Config) -> anyhow::Result<Option<SocketAddr>> {
+        let (chain, watch) = self.chain(config).await?;
+        let jobs = self.engine(&config.engine).await?;
+        let parts = validator::Parts {
+            netuid: self.netuid,
+            handle: self.handle.clone(),
+            chain,
+            watch,
+            jobs,
+            hotkey: self.pair.clone().expect("validators have a hotkey"),
+            store: self.store.clone(),
+        };
+        let token = self.tree.token(Stage::Work);
+        let (organic, task) =
+            validator::start(config.validator.clone(), parts, &mut self.registry, token.clone())?;
+        self.tree.spawn(Stage::Work, "the validator", async move { Ok(task.await?) });
+        let organic = Arc::new(organic);
+        let reporting = organic.clone();
+        self.status = Some(Arc::new(move || {
+            let mut status = serde_json::json!(reporting.status());
+            status["report"] = serde_json::json!(reporting.report());
+            Box::pin(async move { status })
+        }));
+        if config.no_api {
+            return Ok(None);
+        }
+        let gateway = gateway::serve(gateway::Parts {
+            settings: config.gateway.clone(),
+            data_dir: self.folder.path().to_owned(),
+            service: organic,
+            store: self.store.clone(),
+            metrics: gateway::Metrics::new(&mut self.registry),
+            registry: self.share_registry(),
+            shutdown: token,
+        })
+        .await?;
+        let task = gateway.task;
+        self.tree.spawn(Stage::Work, "the gateway", async move { Ok(task.await?) });
+        Ok(Some(gateway.address))
+    }
+
+    /// The chain, once it has answered: a node that starts without its chain should say so at once.
+    async fn chain(&mut self, config: &Config) -> anyhow::Result<(Arc<dyn Chain>, Watch)> {
+        let chain = chain::connect(&config.chain)?;
+        let token = self.tree.token(Stage::Carry);
+        let (watch, task) = Watch::start(chain.clone(), self.netuid, &config.chain, token);
+        self.tree.spawn(Stage::Carry, "the chain watch", async move { Ok(task.await?) });
+        if let Err(error) = watch.ready(FIRST_METAGRAPH).await {
+            return Err(anyhow!(error).context(format!("reading subnet {} from {}", self.netuid, config.chain.endpoint)));
+        }
+        Ok((chain, watch))
+    }
+
+    /// Loads the models and warms them up.
+    async fn engine(&mut self, settings: &config::Engine) -> anyhow::Result<Jobs> {
+        let registry = match &settings.registry {
+            None => ModelRegistry::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("engine.registry: cannot read {}", path.display()))?;
+                ModelRegistry::from_toml(&text).with_context(|| path.display().to_string())?
+            }
+        };
+        let device: DeviceKind = settings.device.parse().context("engine.device")?;
+        let models = settings.models.iter().map(|id| id.parse::<ModelId>()).collect::<Result<_, _>>();
+        let engine_config = EngineConfig {
+            devices: vec![device],
+            replicas: settings.replicas,
+            threads_per_replica: settings.threads_per_replica,
+            models: models.context("engine.models")?,
+            queue: settings.queue,
+        };
+        let started = tokio::task::spawn_blocking(move || Engine::start(&engine_config, &registry));
+        let engine = started.await?.context("starting the engine")?;
+        let (ending, token) = (engine.clone(), self.tree.token(Stage::Carry));
+        self.tree.spawn(Stage::Carry, "the engine", async move {
+            token.cancelled().await;
+            tokio::task::spawn_blocking(move || ending.shutdown(Shutdown::Cancel)).await?;
+            Ok(())
+        });
+        Ok(Jobs::new(engine).await?)
+    }
+}
+
+#[cfg(not(feature = "adversary"))]
+fn backend(jobs: Jobs, _config: &Config) -> anyhow::Result<Arc<dyn miner::Backend>> {
+    Ok(Arc::new(jobs))
+}
+
+/// The engine, or one that cheats in the way the tests ask for.
+#[cfg(feature = "adversary")]
+fn backend(jobs: Jobs, config: &Config) -> anyhow::Result<Arc<dyn miner::Backend>> {
+    Ok(match config.dishonest {
+        None => Arc::new(jobs),
+        Some(kind) => Arc::new(miner::dishonest::Dishonest::new(Arc::new(jobs), kind)),
+    })
+}
