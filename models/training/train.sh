@@ -10,9 +10,7 @@ if [ -z "${PYTHON:-}" ]; then
     .venv/bin/pip install --quiet -r requirements.txt
     PYTHON=.venv/bin/python
 fi
-for tool in npm; do
-    command -v "$tool" >/dev/null || { echo "train.sh needs $tool on the PATH" >&2; exit 1; }
-done
+command -v npm >/dev/null || { echo "train.sh needs npm on the PATH (Debian: apt install npm)" >&2; exit 1; }
 
 [ -f data/pictures.npy ] || "$PYTHON" prepare_data.py
 "$PYTHON" train_clip.py --seconds "${CLIP_SECONDS:-900}"
