@@ -26,7 +26,7 @@ use super::{
     judge::Judge,
     ledger::Ledger,
     metrics::Metrics,
-    round::{Outcome, Reply, RoundId},
+    round::{Reply, RoundId},
     select::Failure,
     synthetic::Synthesiser,
     weights::{ChainView, Included, Intent, Rules},

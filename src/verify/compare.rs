@@ -3,8 +3,32 @@
 //! Each measure is divided by its threshold, and the worst of these ratios decides: 1 or less is the same.
 //! The similarity of a pair falls from 1 (identical) over ½ (at the threshold) to 0 (unrelated), so that a
 //! wrong answer is worth little even when it looks alike.
+//!
+//! Measured by `cargo run --example calibrate` on the embedded models (10 to 20 steps, 64 × 64, 24 requests),
+//! distances to the right answer, least / median / most. "Levels" is the mean absolute difference of samples
+//! of 255, "CLIP" is 1 − cosine, "hash bits" are those of the average, perceptual and difference hash:
+//!
+//! | answer | levels | CLIP | hash bits | colour bits |
+//! |---|---|---|---|---|
+//! | honest | 0 / 0 / 0 | 0 / 0 / 0 | 0 / 0 / 0 | 0 / 0 / 0 |
+//! | ±1 level at random | 0.47 / 0.57 / 0.61 | 0 / 0 / 0.0001 | 0 / 1 / 5 | 0 / 0 / 0 |
+//! | JPEG 95 | 0.77 / 1.16 / 1.47 | 0 / 0 / 0.0002 | 0 / 1 / 4 | 0 / 0 / 2 |
+//! | JPEG 75 | 1.35 / 2.41 / 3.19 | 0 / 0.0002 / 0.0017 | 0 / 1 / 8 | 0 / 0 / 2 |
+//! | one step fewer | 0.07 / 0.46 / 3.54 | 0 / 0.0001 / 0.0043 | 0 / 2 / 11 | 0 / 0 / 2 |
+//! | half the steps | 0.82 / 4.76 / 18.1 | 0.0002 / 0.017 / 0.088 | 0 / 11 / 35 | 0 / 1 / 3 |
+//! | other seed | 5.6 / 30.8 / 62.2 | 0.0009 / 0.11 / 0.92 | 2 / 63 / 97 | 0 / 3 / 5 |
+//! | guidance 1 | 11.8 / 23.7 / 50.1 | 0.044 / 0.37 / 1.59 | 18 / 46 / 80 | 0 / 4 / 7 |
+//! | other prompt | 35.0 / 47.2 / 64.5 | 0.28 / 0.95 / 1.54 | 45 / 58 / 94 | 1 / 3 / 8 |
+//! | noise | 92 / 107 / 121 | 0.19 / 0.86 / 1.78 | 82 / 93 / 102 | 3 / 6 / 7 |
+//!
+//! Embeddings: 0.0005 at most from those of the same picture as JPEG 90, 0.057 at least from another's.
+//!
+//! Hence samples are looked at wherever both pictures travelled: neither hashes nor CLIP tell half the steps
+//! from all. Models whose honest answers agree to the bit on any hardware get [`Thresholds::exact`], which a
+//! single step left out does not pass; others get [`Thresholds::default`], set where a drift of one level
+//! passes and half the steps do not.
 
-use argus_models::RgbPicture;
+use argus_models::{RgbPicture, features::cosine_similarity, nsfw::NSFW_THRESHOLD};
 use argus_protocols::{Features, ImageHashes};
 
 /// What is known of one answer.
@@ -102,11 +126,11 @@ pub struct Thresholds {
 impl Default for Thresholds {
     fn default() -> Self {
         Self {
-            mean_abs_difference: 1.5,
-            clip_distance: 0.02,
-            hash_bits: 24,
-            colour_bits: 8,
-            embedding_distance: 0.005,
+            mean_abs_difference: 0.8,
+            clip_distance: 0.002,
+            hash_bits: 8,
+            colour_bits: 3,
+            embedding_distance: 0.001,
             nsfw_margin: 0.05,
         }
     }
@@ -116,12 +140,12 @@ impl Thresholds {
     /// For models whose honest answers agree to the bit, whatever the hardware.
     pub fn exact() -> Self {
         Self {
-            mean_abs_difference: 0.1,
-            clip_distance: 0.001,
-            hash_bits: 4,
-            colour_bits: 2,
-            embedding_distance: 0.0001,
-            nsfw_margin: 0.001,
+            mean_abs_difference: 0.02,
+            clip_distance: 1e-5,
+            hash_bits: 1,
+            colour_bits: 1,
+            embedding_distance: 1e-5,
+            nsfw_margin: 1e-3,
         }
     }
 
@@ -173,14 +197,15 @@ pub fn compare(a: &Evidence, b: &Evidence, thresholds: &Thresholds) -> Compariso
         return Comparison::UNRELATED;
     };
     let clip = cosine_distance(&left.clip, &right.clip) / thresholds.clip_distance;
+    let ratio = worse(clip, nsfw_ratio(a, b, thresholds));
     let ratio = match (a, b) {
         (Evidence::Picture { picture: left, .. }, Evidence::Picture { picture: right, .. }) => {
             let Some(levels) = left.mean_abs_difference(right) else {
                 return Comparison::UNRELATED;
             };
-            worse(clip, levels as f32 / thresholds.mean_abs_difference)
+            worse(ratio, levels as f32 / thresholds.mean_abs_difference)
         }
-        _ => worse(clip, hash_ratio(&left.hashes, &right.hashes, thresholds)),
+        _ => worse(ratio, hash_ratio(&left.hashes, &right.hashes, thresholds)),
     };
     Comparison::from_ratio(ratio)
 }
@@ -200,7 +225,20 @@ fn worse(a: f32, b: f32) -> f32 {
 
 /// 1 − cosine, NaN when there is none.
 fn cosine_distance(a: &[f32], b: &[f32]) -> f32 {
-    argus_models::features::cosine_similarity(a, b).map_or(f32::NAN, |cosine| (1.0 - cosine).max(0.0))
+    cosine_similarity(a, b).map_or(f32::NAN, |cosine| (1.0 - cosine).max(0.0))
+}
+
+/// When one answer kept its picture back and the other did not: how far the picture that travelled, whose
+/// scores were computed here, is from where both would be honest. A claim of "NSFW" for a plainly harmless
+/// picture gains nothing, nor does a plainly NSFW picture that was sent all the same.
+fn nsfw_ratio(a: &Evidence, b: &Evidence, thresholds: &Thresholds) -> f32 {
+    let travelled = match (a, b) {
+        (Evidence::Picture { features, .. }, Evidence::Withheld(_)) => features,
+        (Evidence::Withheld(_), Evidence::Picture { features, .. }) => features,
+        _ => return 0.0,
+    };
+    let probability = travelled.nsfw.porn + travelled.nsfw.hentai;
+    (probability - NSFW_THRESHOLD).abs() / thresholds.nsfw_margin
 }
 
 fn hash_ratio(a: &ImageHashes, b: &ImageHashes, thresholds: &Thresholds) -> f32 {
