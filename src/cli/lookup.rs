@@ -9,14 +9,15 @@ use crate::net::Reachability;
 #[derive(clap::Args)]
 pub struct Args {
     /// The hotkey's SS58 address.
-    hotkey: Hotkey,
+    #[arg(value_name = "HOTKEY")]
+    target: Hotkey,
     #[command(flatten)]
     node: NodeOptions,
 }
 
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let node = LightNode::join(&args.node.config()?, None).await?;
-    let record = node.lookup(&args.hotkey).await?;
+    let record = node.lookup(&args.target).await?;
     let reachability = node.handle().reach(&record).await;
     if json {
         let reach = match &reachability {

@@ -17,6 +17,7 @@ mod models;
 mod options;
 mod query;
 mod ready;
+mod receipts;
 mod relay;
 mod status;
 mod store;
@@ -63,6 +64,8 @@ enum Command {
     Generate(generate::Args),
     /// Create, list, change and revoke API keys of this machine's validator.
     Keys(keys::Args),
+    /// The receipts behind the scores of a stopped validator, verified again.
+    Receipts(receipts::Args),
     /// The models that this build and its registry know.
     Models(models::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
@@ -108,6 +111,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Query(args) => block_on(query::run(args, cli.json)),
         Command::Generate(args) => block_on(generate::run(args, cli.json)),
         Command::Keys(args) => block_on(keys::run(args, cli.json)),
+        Command::Receipts(args) => receipts::run(args, cli.json),
         Command::Models(args) => models::run(args, cli.json),
         Command::Status(args) => block_on(status::run(args, cli.json)),
         Command::Store(args) => store::run(args, cli.json),

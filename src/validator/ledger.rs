@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use argus_protocols::{Hotkey, TaskKind, codec};
+use argus_protocols::{
+    Hotkey, SignedReceipt, TaskKind, VerifiedReceipt, codec, limits, receipt::ReceiptError,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -92,22 +94,44 @@ impl Ledger {
     /// Scores of periods that were not closed.
     fn scores_but_of(&self, closed: &BTreeMap<PeriodId, Tallies>) -> Result<Vec<ScoreRow>, StoreError> {
         let mut scores = Vec::new();
+        self.each(Table::Scores, |value| {
+            let row: ScoreRow = serde_json::from_slice(value)
+                .map_err(|e| StoreError::Value { table: Table::Scores.name(), detail: e.to_string() })?;
+            if !closed.contains_key(&row.period) {
+                scores.push(row);
+            }
+            Ok(())
+        })?;
+        Ok(scores)
+    }
+
+    /// Every kept receipt, oldest first, checked again: a store is a file like any other.
+    pub fn receipts(&self) -> Result<Vec<Result<VerifiedReceipt, ReceiptError>>, StoreError> {
+        let mut receipts = Vec::new();
+        self.each(Table::Receipts, |value| {
+            let signed = codec::decode::<SignedReceipt, { limits::FRAME }>(value);
+            receipts.push(signed.map_err(ReceiptError::from).and_then(SignedReceipt::verify_alone));
+            Ok(())
+        })?;
+        Ok(receipts)
+    }
+
+    /// Reads a table page by page.
+    fn each(
+        &self,
+        table: Table,
+        mut take: impl FnMut(&[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut from = Vec::new();
         loop {
-            let page = self.store.range(Table::Scores, &from, &[u8::MAX; 64], PAGE)?;
-            for (_, value) in &page {
-                let row: ScoreRow = serde_json::from_slice(value)
-                    .map_err(|e| StoreError::Value { table: Table::Scores.name(), detail: e.to_string() })?;
-                if !closed.contains_key(&row.period) {
-                    scores.push(row);
-                }
-            }
+            let page = self.store.range(table, &from, &[u8::MAX; 64], PAGE)?;
+            page.iter().try_for_each(|(_, value)| take(value))?;
             match page.last() {
                 Some((last, _)) if page.len() == PAGE => {
                     from.clone_from(last);
                     from.push(0);
                 }
-                _ => return Ok(scores),
+                _ => return Ok(()),
             }
         }
     }
@@ -126,7 +150,7 @@ fn score_key(row: &ScoreRow) -> Vec<u8> {
 mod tests {
     use std::sync::Arc;
 
-    use argus_protocols::{Signature, SignedReceipt};
+    use argus_protocols::Signature;
 
     use super::{super::round::Origin, *};
 

@@ -29,6 +29,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use ledger::Ledger;
 pub use organic::Organic;
 pub use settings::{Settings, SettingsError, TaskSettings};
 pub use status::Report;

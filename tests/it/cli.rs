@@ -67,6 +67,11 @@ fn status_of_nothing_says_so() {
 }
 
 #[test]
+fn the_options_do_not_contradict_each_other() {
+    Cli::command().debug_assert();
+}
+
+#[test]
 fn every_subcommand_has_help_and_is_completed() {
     let script = String::from_utf8(argus(&["completions", "bash"]).stdout).unwrap();
     for subcommand in Cli::command().get_subcommands() {

@@ -160,15 +160,21 @@ async fn a_network_by_hand_survives_kills() {
     a_miner_killed_in_mid_query(&mut net, &key).await;
 
     // Something to lose: scored answers with their receipts.
-    let scored = |work: &Value| work["receipts"].as_u64().filter(|n| *n >= 3);
-    let receipts = wait_for("receipts", Duration::from_secs(60), &dir, scored).await;
+    let scored = |work: &Value| {
+        let periods = work["report"]["periods"].as_array()?;
+        let scored: u64 = periods.iter().filter_map(|period| period["scored"].as_u64()).sum();
+        (scored >= 4).then_some(periods.len())
+    };
+    let periods = wait_for("scores", Duration::from_secs(60), &dir, scored).await;
 
     // The validator is killed, and the bootstrap node with it.
     net.validator.as_mut().unwrap().kill();
     net.relay.kill();
+    let kept = argus(&["receipts", "--data-dir", &data_dir]);
+    assert!(kept["verified"].as_u64().unwrap() >= 2 && kept["damaged"] == 0, "{kept}");
     net.validator = Some(net.node("validator", "validator", &["--api", "127.0.0.1:0"]));
-    let kept = status(&dir).await["work"]["receipts"].as_u64().unwrap();
-    assert!(kept >= receipts, "{kept} receipts after the kill, {receipts} before");
+    let after = status(&dir).await["work"]["report"]["periods"].as_array().unwrap().len();
+    assert!(after >= periods, "{after} periods after the kill, {periods} before");
     let keys = argus(&["keys", "list", "--data-dir", &data_dir]);
     assert!(keys.to_string().contains("\"me\""), "{keys}");
     // Its key still opens the API, and the miner is found by the address book alone.
