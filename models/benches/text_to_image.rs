@@ -19,7 +19,14 @@ struct Options {
 
 impl Options {
     fn from_arguments() -> Result<Self, String> {
-        let mut options = Self { steps: 20, guidance: 4.0, threads: 2, warm_up: 2, repeats: 7, prompt: "a red apple".into() };
+        let mut options = Self {
+            steps: 20,
+            guidance: 4.0,
+            threads: 2,
+            warm_up: 2,
+            repeats: 7,
+            prompt: "a red apple".into(),
+        };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             if name == "--bench" {
@@ -29,12 +36,18 @@ impl Options {
             let number = || value.parse::<usize>().map_err(|error| format!("{name}: {error}"));
             match name.as_str() {
                 "--steps" => options.steps = number()?,
-                "--guidance" => options.guidance = value.parse().map_err(|error| format!("{name}: {error}"))?,
+                "--guidance" => {
+                    options.guidance = value.parse().map_err(|error| format!("{name}: {error}"))?
+                }
                 "--threads" => options.threads = number()?,
                 "--warm-up" => options.warm_up = number()?,
                 "--repeats" => options.repeats = number()?.max(1),
                 "--prompt" => options.prompt = value,
-                _ => return Err(format!("{name} is not known; there are --steps, --guidance, --threads, --warm-up, --repeats and --prompt")),
+                _ => {
+                    return Err(format!(
+                        "{name} is not known; there are --steps, --guidance, --threads, --warm-up, --repeats and --prompt"
+                    ));
+                }
             }
         }
         Ok(options)

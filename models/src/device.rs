@@ -45,8 +45,12 @@ impl DeviceKind {
         let unavailable = |source| DeviceError::Unavailable { kind: self, source };
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuiltIn { kind: self, feature: "cuda" }),
-            Self::Metal(_) if !cfg!(feature = "metal") => Err(DeviceError::NotBuiltIn { kind: self, feature: "metal" }),
+            Self::Cuda(_) if !cfg!(feature = "cuda") => {
+                Err(DeviceError::NotBuiltIn { kind: self, feature: "cuda" })
+            }
+            Self::Metal(_) if !cfg!(feature = "metal") => {
+                Err(DeviceError::NotBuiltIn { kind: self, feature: "metal" })
+            }
             Self::Cuda(ordinal) => Device::new_cuda(ordinal).map_err(unavailable),
             Self::Metal(ordinal) => Device::new_metal(ordinal).map_err(unavailable),
         }
@@ -96,7 +100,12 @@ mod tests {
 
     #[test]
     fn names_parse_and_print() {
-        for (text, kind) in [("cpu", DeviceKind::Cpu), ("cuda:0", DeviceKind::Cuda(0)), ("cuda:3", DeviceKind::Cuda(3)), ("metal:0", DeviceKind::Metal(0))] {
+        for (text, kind) in [
+            ("cpu", DeviceKind::Cpu),
+            ("cuda:0", DeviceKind::Cuda(0)),
+            ("cuda:3", DeviceKind::Cuda(3)),
+            ("metal:0", DeviceKind::Metal(0)),
+        ] {
             assert_eq!(text.parse::<DeviceKind>().unwrap(), kind);
             assert_eq!(kind.to_string(), text);
         }

@@ -32,7 +32,10 @@ const CLIP_TINY: &[EmbeddedFile] = &[
     EmbeddedFile { path: "config.json", bytes: include_bytes!("../weights/clip/config.json") },
     EmbeddedFile { path: "model.safetensors", bytes: include_bytes!("../weights/clip/model.safetensors") },
     // It was trained with the tokenizer of the diffusion model.
-    EmbeddedFile { path: "tokenizer.json", bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json") },
+    EmbeddedFile {
+        path: "tokenizer.json",
+        bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json"),
+    },
 ];
 
 const NSFW_MOBILENETV2: &[EmbeddedFile] = embed!("nsfw-mobilenetv2": "model.safetensors");

@@ -25,8 +25,8 @@ pub use clip::Clip;
 pub use device::{DeviceError, DeviceKind};
 pub use diffusion::{GenerateError, Pipeline, StepControl, TextToImage};
 pub use engine::{
-    CancelToken, Engine, EngineConfig, EventSink, Job, JobError, JobErrorKind, JobEvent, Output, Shutdown, StartError,
-    SubmitError,
+    CancelToken, Engine, EngineConfig, EventSink, Job, JobError, JobErrorKind, JobEvent, Output, Shutdown,
+    StartError, SubmitError,
 };
 pub use features::{Features, HashDistances, ImageHashes};
 pub use loader::{LoadError, ModelFiles};

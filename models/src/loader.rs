@@ -35,7 +35,9 @@ pub enum LoadError {
     Config { path: String, detail: String },
     #[error("{path}: {detail} is not an architecture that Argus runs")]
     UnknownArchitecture { path: String, detail: String },
-    #[error("{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read")]
+    #[error(
+        "{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read"
+    )]
     MissingWeights { model: String, part: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -171,11 +173,17 @@ impl ModelFiles {
                 if self.contains(&whole) {
                     return Ok(Weights::open(&label, vec![self.bytes(&whole)?], device, dtype)?);
                 }
-                let indices = [format!("{stem}.safetensors.index{variant}.json"), format!("{stem}{variant}.safetensors.index.json")];
+                let indices = [
+                    format!("{stem}.safetensors.index{variant}.json"),
+                    format!("{stem}{variant}.safetensors.index.json"),
+                ];
                 for index in indices.map(|index| inside(&index)) {
                     if self.contains(&index) {
                         let shards = self.shards(&index)?;
-                        let files = shards.iter().map(|shard| self.bytes(&inside(shard))).collect::<Result<_, _>>()?;
+                        let files = shards
+                            .iter()
+                            .map(|shard| self.bytes(&inside(shard)))
+                            .collect::<Result<_, _>>()?;
                         return Ok(Weights::open(&label, files, device, dtype)?);
                     }
                 }
@@ -201,13 +209,22 @@ impl ModelFiles {
         struct Index {
             weight_map: std::collections::HashMap<String, String>,
         }
-        let parsed: Index = serde_json::from_slice(&self.read(index, MAX_TABLE_BYTES)?).map_err(|error| self.bad_config(index, error.to_string()))?;
+        let parsed: Index = serde_json::from_slice(&self.read(index, MAX_TABLE_BYTES)?)
+            .map_err(|error| self.bad_config(index, error.to_string()))?;
         let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
         if shards.len() > MAX_SHARDS {
-            return Err(self.bad_config(index, format!("it names {} files, more than the {MAX_SHARDS} allowed", shards.len())));
+            return Err(self.bad_config(
+                index,
+                format!("it names {} files, more than the {MAX_SHARDS} allowed", shards.len()),
+            ));
         }
-        match shards.iter().find(|shard| Path::new(shard).file_name() != Some(shard.as_ref()) || !shard.ends_with(".safetensors")) {
-            Some(shard) => Err(self.bad_config(index, format!("`{shard}` is not the name of a safetensors file in the same folder"))),
+        match shards.iter().find(|shard| {
+            Path::new(shard).file_name() != Some(shard.as_ref()) || !shard.ends_with(".safetensors")
+        }) {
+            Some(shard) => Err(self.bad_config(
+                index,
+                format!("`{shard}` is not the name of a safetensors file in the same folder"),
+            )),
             None => Ok(shards),
         }
     }

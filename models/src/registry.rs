@@ -47,7 +47,8 @@ impl FromStr for ModelId {
     type Err = RegistryError;
 
     fn from_str(text: &str) -> Result<Self, RegistryError> {
-        let well_formed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+        let well_formed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
         let starts_well = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
         if text.len() > MAX_ID_BYTES || !starts_well || !text.bytes().all(well_formed) {
             let shown = text.chars().take(MAX_ID_BYTES).collect();
@@ -74,7 +75,9 @@ impl From<ModelId> for String {
 /// Why a registry cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    #[error("`{0}` is no model id; use at most {MAX_ID_BYTES} of a-z, 0-9, `-`, `.`, `_`, a letter or digit first")]
+    #[error(
+        "`{0}` is no model id; use at most {MAX_ID_BYTES} of a-z, 0-9, `-`, `.`, `_`, a letter or digit first"
+    )]
     BadId(String),
     #[error("model registry: {0}")]
     Syntax(#[from] toml::de::Error),
@@ -196,7 +199,11 @@ impl EdgeRange {
 
 impl fmt::Display for EdgeRange {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        if self.min == self.max { write!(formatter, "{}", self.min) } else { write!(formatter, "a multiple of {} from {} to {}", self.multiple_of, self.min, self.max) }
+        if self.min == self.max {
+            write!(formatter, "{}", self.min)
+        } else {
+            write!(formatter, "a multiple of {} from {} to {}", self.multiple_of, self.min, self.max)
+        }
     }
 }
 
@@ -231,7 +238,9 @@ impl ModelSpec {
     pub fn files(&self) -> ModelFiles {
         match &self.source {
             ModelSource::Folder(folder) => ModelFiles::folder(folder),
-            ModelSource::Embedded => embedded::find(self.id.as_str()).expect("checked when the registry was read"),
+            ModelSource::Embedded => {
+                embedded::find(self.id.as_str()).expect("checked when the registry was read")
+            }
         }
     }
 
@@ -253,7 +262,11 @@ impl ModelSpec {
         };
         for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
-                return Err(invalid(field, format_args!("{} bytes long", text.len()), format_args!("at most {MAX_PROMPT_BYTES} bytes long")));
+                return Err(invalid(
+                    field,
+                    format_args!("{} bytes long", text.len()),
+                    format_args!("at most {MAX_PROMPT_BYTES} bytes long"),
+                ));
             }
         }
         for (field, edge) in [("width", request.width), ("height", request.height)] {
@@ -262,10 +275,18 @@ impl ModelSpec {
             }
         }
         if !limits.steps.contains(request.steps) {
-            return Err(invalid("steps", request.steps, format_args!("{} to {}", limits.steps.min, limits.steps.max)));
+            return Err(invalid(
+                "steps",
+                request.steps,
+                format_args!("{} to {}", limits.steps.min, limits.steps.max),
+            ));
         }
         if !limits.guidance.contains(request.guidance) {
-            return Err(invalid("guidance", request.guidance, format_args!("{} to {}", limits.guidance.min, limits.guidance.max)));
+            return Err(invalid(
+                "guidance",
+                request.guidance,
+                format_args!("{} to {}", limits.guidance.min, limits.guidance.max),
+            ));
         }
         Ok(())
     }
@@ -315,7 +336,9 @@ impl Entry {
 
     fn into_spec(self) -> Result<ModelSpec, String> {
         let source = match (self.source, self.path) {
-            (Some(EntrySource::Embedded), None) if embedded::find(self.id.as_str()).is_none() => return Err("no model of this id is embedded".to_owned()),
+            (Some(EntrySource::Embedded), None) if embedded::find(self.id.as_str()).is_none() => {
+                return Err("no model of this id is embedded".to_owned());
+            }
             (Some(EntrySource::Embedded), None) => ModelSource::Embedded,
             (None, Some(path)) => ModelSource::Folder(path),
             _ => return Err("write either source = \"embedded\" or path = \"folder\"".to_owned()),
@@ -328,10 +351,16 @@ impl Entry {
             return Err(format!("tasks must be [\"{possible}\"] for this architecture"));
         }
         let pictures = match (possible, self.size, self.steps, self.guidance) {
-            (ModelTask::TextToImage, Some(size), Some(steps), Some(guidance)) => Some(checked_limits(size, steps, guidance)?),
-            (ModelTask::TextToImage, ..) => return Err("a model that makes pictures has size, steps and guidance".to_owned()),
+            (ModelTask::TextToImage, Some(size), Some(steps), Some(guidance)) => {
+                Some(checked_limits(size, steps, guidance)?)
+            }
+            (ModelTask::TextToImage, ..) => {
+                return Err("a model that makes pictures has size, steps and guidance".to_owned());
+            }
             (ModelTask::ImageEmbedding, None, None, None) => None,
-            (ModelTask::ImageEmbedding, ..) => return Err("size, steps and guidance are for models that make pictures".to_owned()),
+            (ModelTask::ImageEmbedding, ..) => {
+                return Err("size, steps and guidance are for models that make pictures".to_owned());
+            }
         };
         if !(self.work_units.is_finite() && self.work_units > 0.0) {
             return Err("work_units must be above 0".to_owned());
@@ -355,8 +384,13 @@ impl Entry {
     }
 }
 
-fn checked_limits(size: EdgeRange, steps: Range<usize>, guidance: Range<f32>) -> Result<PictureLimits, String> {
-    if size.multiple_of == 0 || !size.contains(size.default) || size.min == 0 || size.max as usize > MAX_EDGE {
+fn checked_limits(
+    size: EdgeRange,
+    steps: Range<usize>,
+    guidance: Range<f32>,
+) -> Result<PictureLimits, String> {
+    if size.multiple_of == 0 || !size.contains(size.default) || size.min == 0 || size.max as usize > MAX_EDGE
+    {
         return Err(format!("size must lie within 1 to {MAX_EDGE}, and its default must be allowed"));
     }
     if !steps.is_sound() || steps.min == 0 || steps.max > MAX_STEPS {
@@ -423,7 +457,15 @@ mod tests {
     use super::*;
 
     fn request() -> TextToImage {
-        TextToImage { prompt: "a red apple".into(), negative_prompt: String::new(), width: 64, height: 64, steps: 20, guidance: 4.0, seed: 1 }
+        TextToImage {
+            prompt: "a red apple".into(),
+            negative_prompt: String::new(),
+            width: 64,
+            height: 64,
+            steps: 20,
+            guidance: 4.0,
+            seed: 1,
+        }
     }
 
     #[test]
@@ -449,7 +491,10 @@ mod tests {
             ("steps", TextToImage { steps: 51, ..request() }),
             ("guidance", TextToImage { guidance: f32::NAN, ..request() }),
             ("prompt", TextToImage { prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
-            ("negative_prompt", TextToImage { negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
+            (
+                "negative_prompt",
+                TextToImage { negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() },
+            ),
         ];
         for (expected, request) in cases {
             match spec.check(&request).unwrap_err() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::json;
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::loader::{LoadError, MAX_TABLE_BYTES, ModelFiles};
 
@@ -36,7 +36,8 @@ impl ClipTokenizer {
     /// Opens the tokenizer in a folder of the model: `tokenizer.json`, or `vocab.json` with
     /// `merges.txt`. `window` is the number of positions of the text model.
     pub(crate) fn open(files: &ModelFiles, folder: &str, window: usize) -> Result<Self, LoadError> {
-        let inside = |file: &str| if folder.is_empty() { file.to_owned() } else { format!("{folder}/{file}") };
+        let inside =
+            |file: &str| if folder.is_empty() { file.to_owned() } else { format!("{folder}/{file}") };
         let whole = inside("tokenizer.json");
         let (source, definition) = if files.contains(&whole) || !files.contains(&inside("vocab.json")) {
             let bytes = files.read(&whole, MAX_TABLE_BYTES)?;
@@ -44,20 +45,35 @@ impl ClipTokenizer {
         } else {
             let vocabulary = files.read(&inside("vocab.json"), MAX_TABLE_BYTES)?;
             let merges = files.read(&inside("merges.txt"), MAX_TABLE_BYTES)?;
-            (inside("vocab.json"), definition(&vocabulary, &merges).map_err(|error| files.bad_config(&inside("vocab.json"), error.to_string()))?)
+            (
+                inside("vocab.json"),
+                definition(&vocabulary, &merges)
+                    .map_err(|error| files.bad_config(&inside("vocab.json"), error.to_string()))?,
+            )
         };
         let file = format!("{}/{source}", files.name());
-        let mut tokenizer = Tokenizer::from_bytes(definition).map_err(|error| TokenizerError::Malformed { file: file.clone(), detail: error.to_string() })?;
+        let mut tokenizer = Tokenizer::from_bytes(definition)
+            .map_err(|error| TokenizerError::Malformed { file: file.clone(), detail: error.to_string() })?;
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| TokenizerError::Malformed { file: file.clone(), detail: error.to_string() })?;
-        let token = |text: &str| tokenizer.token_to_id(text).ok_or_else(|| TokenizerError::MissingToken { file: file.clone(), token: text.to_owned() });
-        let (start, end) = (token(START)?, token(END)?);
-        let padding = match padding_token(files, &inside)? {
-            Some(text) => token(&text)?,
-            None => end,
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| TokenizerError::Malformed { file: file.clone(), detail: error.to_string() })?;
+        let token = |text: &str| {
+            tokenizer
+                .token_to_id(text)
+                .ok_or_else(|| TokenizerError::MissingToken { file: file.clone(), token: text.to_owned() })
         };
+        let (start, end) = (token(START)?, token(END)?);
+        let padding_text = padding_token(files, &inside)?.unwrap_or_else(|| END.to_owned());
+        let padding = token(&padding_text)?;
+        // As in transformers: where the padding is a character, it is a token of its own in a text too.
+        tokenizer.add_special_tokens(&[AddedToken::from(padding_text, true)]);
         if window < 2 {
-            return Err(TokenizerError::Malformed { file, detail: format!("a window of {window} tokens holds no text") }.into());
+            return Err(TokenizerError::Malformed {
+                file,
+                detail: format!("a window of {window} tokens holds no text"),
+            }
+            .into());
         }
         Ok(Self { tokenizer, start, end, padding, window })
     }
@@ -66,7 +82,8 @@ impl ClipTokenizer {
     /// [`MAX_PROMPT_BYTES`]; what is longer is cut there first.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
         let text = &text[..text.floor_char_boundary(MAX_PROMPT_BYTES)];
-        let encoding = self.tokenizer.encode(text, false).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+        let encoding =
+            self.tokenizer.encode(text, false).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
         let mut ids = Vec::with_capacity(self.window);
         ids.push(self.start);
         ids.extend(encoding.get_ids().iter().take(self.window - 2));
@@ -104,10 +121,14 @@ fn definition(vocabulary: &[u8], merges: &[u8]) -> Result<Vec<u8>, serde_json::E
     use serde::de::Error as _;
     let vocabulary: HashMap<String, u32> = serde_json::from_slice(vocabulary)?;
     let merges = std::str::from_utf8(merges).map_err(serde_json::Error::custom)?;
-    let merges: Vec<&str> = merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
+    let merges: Vec<&str> =
+        merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty()).collect();
     let special = |text: &str| -> Result<_, serde_json::Error> {
-        let id = vocabulary.get(text).ok_or_else(|| serde_json::Error::custom(format!("no token `{text}`")))?;
-        Ok(json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}))
+        let id =
+            vocabulary.get(text).ok_or_else(|| serde_json::Error::custom(format!("no token `{text}`")))?;
+        Ok(
+            json!({"id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}),
+        )
     };
     let added = [special(START)?, special(END)?];
     serde_json::to_vec(&json!({

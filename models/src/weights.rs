@@ -111,7 +111,12 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// Reads the headers of a part's files.
-    pub(crate) fn open(label: &str, files: Vec<FileBytes>, device: &Device, dtype: DType) -> Result<Self, WeightsError> {
+    pub(crate) fn open(
+        label: &str,
+        files: Vec<FileBytes>,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self, WeightsError> {
         let mut entries = HashMap::new();
         for (index, file) in files.iter().enumerate() {
             read_entries(label, index, file.as_slice(), &mut entries)?;
@@ -119,7 +124,13 @@ impl Weights {
                 return Err(WeightsError::TooManyTensors { file: label.to_owned() });
             }
         }
-        Ok(Self { store: Arc::new(Store { files, entries }), label: label.into(), prefix: String::new(), device: device.clone(), dtype })
+        Ok(Self {
+            store: Arc::new(Store { files, entries }),
+            label: label.into(),
+            prefix: String::new(),
+            device: device.clone(),
+            dtype,
+        })
     }
 
     /// The tensors below `name` of these.
@@ -151,16 +162,28 @@ impl Weights {
         let (name, entry) = self.entry(name, shape)?;
         let bytes = &self.store.files[entry.file].as_slice()[entry.start..entry.end];
         match entry.dtype {
-            Dtype::F16 => Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-            Dtype::BF16 => Ok(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()),
-            Dtype::F32 => Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-            other => Err(WeightsError::UnsupportedType { file: self.label.to_string(), name, found: format!("{other:?}") }),
+            Dtype::F16 => {
+                Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+            }
+            Dtype::BF16 => {
+                Ok(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+            }
+            Dtype::F32 => {
+                Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            }
+            other => Err(WeightsError::UnsupportedType {
+                file: self.label.to_string(),
+                name,
+                found: format!("{other:?}"),
+            }),
         }
     }
 
     /// The tensor on the device.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
+        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?
+            .to_dtype(self.dtype)?
+            .to_device(&self.device)?)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &Entry), WeightsError> {
@@ -170,13 +193,23 @@ impl Weights {
             return Err(WeightsError::MissingTensor { file: file(), name });
         };
         if entry.shape != shape {
-            return Err(WeightsError::WrongShape { file: file(), name, expected: shape.to_vec(), found: entry.shape.clone() });
+            return Err(WeightsError::WrongShape {
+                file: file(),
+                name,
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
         }
         Ok((name, entry))
     }
 }
 
-fn read_entries(label: &str, file: usize, bytes: &[u8], entries: &mut HashMap<String, Entry>) -> Result<(), WeightsError> {
+fn read_entries(
+    label: &str,
+    file: usize,
+    bytes: &[u8],
+    entries: &mut HashMap<String, Entry>,
+) -> Result<(), WeightsError> {
     let malformed = |detail: String| WeightsError::Malformed { file: label.to_owned(), detail };
     let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
         return Err(malformed("it is shorter than its header".to_owned()));
@@ -188,7 +221,13 @@ fn read_entries(label: &str, file: usize, bytes: &[u8], entries: &mut HashMap<St
     let base = bytes.as_ptr() as usize;
     for (name, view) in tensors.iter() {
         let start = view.data().as_ptr() as usize - base;
-        let entry = Entry { file, dtype: view.dtype(), shape: view.shape().to_vec(), start, end: start + view.data().len() };
+        let entry = Entry {
+            file,
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            start,
+            end: start + view.data().len(),
+        };
         entries.insert(name.to_owned(), entry);
     }
     Ok(())

@@ -56,18 +56,27 @@ pub(crate) struct Encoded {
 impl Encoder {
     /// Reads `layers.N`.
     pub(crate) fn load(weights: &Weights, config: &TowerConfig) -> WeightsResult<Self> {
-        let activation = Activation::from_name(&config.hidden_act)
-            .ok_or_else(|| weights.unsuitable(format!("`{}` is no activation that Argus knows", config.hidden_act)))?;
+        let activation = Activation::from_name(&config.hidden_act).ok_or_else(|| {
+            weights.unsuitable(format!("`{}` is no activation that Argus knows", config.hidden_act))
+        })?;
         let (channels, heads) = (config.hidden_size, config.num_attention_heads);
         if heads == 0 || !channels.is_multiple_of(heads) || config.num_hidden_layers == 0 {
-            return Err(weights.unsuitable(format!("{channels} channels, {heads} heads, {} layers make no transformer", config.num_hidden_layers)));
+            return Err(weights.unsuitable(format!(
+                "{channels} channels, {heads} heads, {} layers make no transformer",
+                config.num_hidden_layers
+            )));
         }
         let layer = |index: usize| {
             let weights = weights.at(format!("layers.{index}"));
             let attention = weights.at("self_attn");
             Ok(Layer {
                 attention_norm: LayerNorm::load(&weights.at("layer_norm1"), channels, config.layer_norm_eps)?,
-                queries_keys_values: Linear::load_joined(&["q_proj", "k_proj", "v_proj"].map(|name| attention.at(name)), channels, channels, true)?,
+                queries_keys_values: Linear::load_joined(
+                    &["q_proj", "k_proj", "v_proj"].map(|name| attention.at(name)),
+                    channels,
+                    channels,
+                    true,
+                )?,
                 attention_out: Linear::load(&attention.at("out_proj"), channels, channels)?,
                 mlp_norm: LayerNorm::load(&weights.at("layer_norm2"), channels, config.layer_norm_eps)?,
                 expand: Linear::load(&weights.at("mlp.fc1"), channels, config.intermediate_size)?,
@@ -95,7 +104,8 @@ impl Encoder {
 impl Layer {
     fn forward(&self, input: &Tensor, causal: bool) -> Result<Tensor> {
         let joined = self.queries_keys_values.forward(&self.attention_norm.forward(input)?)?;
-        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
+        let keys_values =
+            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
         let attended = attend(&joined, &keys_values, causal)?;
         let middle = self.attention_out.forward_add(&attended, input)?;
         let expanded = self.expand.forward_activated(&self.mlp_norm.forward(&middle)?, self.activation)?;

@@ -50,7 +50,11 @@ pub struct Clip {
 
 impl Clip {
     /// Opens a CLIP model. `threads`: 0 for one a core.
-    pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> std::result::Result<Self, LoadError> {
+    pub fn open(
+        files: &ModelFiles,
+        device: DeviceKind,
+        threads: usize,
+    ) -> std::result::Result<Self, LoadError> {
         Self::open_on(files, device, Pool::new(threads)?)
     }
 
@@ -71,7 +75,8 @@ impl Clip {
         if !text.has_projection() {
             return Err(weights.unsuitable("there is no text_projection").into());
         }
-        let edge = u32::try_from(config.vision_config.image_size).map_err(|error| files.bad_config("config.json", error.to_string()))?;
+        let edge = u32::try_from(config.vision_config.image_size)
+            .map_err(|error| files.bad_config("config.json", error.to_string()))?;
         Ok(Self {
             text,
             vision: VisionModel::load(&weights, &config.vision_config, config.projection_dim)?,
@@ -94,7 +99,10 @@ impl Clip {
         self.pool.run(|| {
             let mut embeddings = Vec::with_capacity(pictures.len());
             for pictures in pictures.chunks(PICTURES_AT_ONCE) {
-                let inputs = pictures.iter().map(|picture| preprocess::preprocess(picture, self.edge, &self.device)).collect::<Result<Vec<_>>>()?;
+                let inputs = pictures
+                    .iter()
+                    .map(|picture| preprocess::preprocess(picture, self.edge, &self.device))
+                    .collect::<Result<Vec<_>>>()?;
                 let inputs = Tensor::stack(&inputs, 0)?.to_dtype(self.dtype)?;
                 embeddings.extend(unit_rows(&self.vision.forward(&inputs)?)?);
             }

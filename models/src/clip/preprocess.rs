@@ -7,7 +7,7 @@ use crate::resample::Filter;
 
 /// Mean and standard deviation of each channel that CLIP was trained with.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 
 /// The longest side that a picture may have after its shorter side is resized, in tower edges; a
 /// longer strip is cropped first, so that memory is bounded whatever the picture's shape.
@@ -28,7 +28,13 @@ pub(crate) fn preprocess(picture: &RgbPicture, edge: u32, device: &Device) -> Re
     let picture = centre_crop(&picture.resize(resized(width), resized(height), Filter::Bicubic), edge, edge);
     let pixels = picture.pixels();
     let values = (0..3)
-        .flat_map(|channel| pixels.iter().skip(channel).step_by(3).map(move |value| (f32::from(*value) / 255.0 - MEAN[channel]) / DEVIATION[channel]))
+        .flat_map(|channel| {
+            pixels
+                .iter()
+                .skip(channel)
+                .step_by(3)
+                .map(move |value| (f32::from(*value) / 255.0 - MEAN[channel]) / DEVIATION[channel])
+        })
         .collect();
     let edge = edge as usize;
     Tensor::from_vec(values, (3, edge, edge), device)

@@ -30,8 +30,14 @@ fn embeddings_are_those_of_transformers() {
     let clip = clip();
     let pictures = ["scene-64x64.png", "gradient-128x128.png", "scene-96x80.png"].map(picture);
     for (index, picture) in pictures.iter().enumerate() {
-        let found: Vec<f32> = preprocess::preprocess(picture, 64, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let expected: Vec<f32> = fixture["pixel_values"].get(index).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let found: Vec<f32> = preprocess::preprocess(picture, 64, &Device::Cpu)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
+        let expected: Vec<f32> =
+            fixture["pixel_values"].get(index).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(largest <= 1e-6, "preprocessing of picture {index} differs by {largest}");
     }
@@ -44,7 +50,8 @@ fn embeddings_are_those_of_transformers() {
 #[test]
 fn any_shape_of_picture_is_embedded() {
     let clip = clip();
-    let strips = [(1, 1), (2000, 1), (1, 2000), (3, 700)].map(|(width, height)| RgbPicture::from_fn(width, height, |x, y| [x as u8, y as u8, 7]));
+    let strips = [(1, 1), (2000, 1), (1, 2000), (3, 700)]
+        .map(|(width, height)| RgbPicture::from_fn(width, height, |x, y| [x as u8, y as u8, 7]));
     let embeddings = clip.embed_pictures(&strips).unwrap();
     assert!(embeddings.iter().all(|embedding| embedding.len() == clip.width()));
     assert!(clip.embed_pictures(&[]).unwrap().is_empty());
@@ -57,7 +64,8 @@ fn tokens_are_those_of_the_reference() {
         text: String,
         ids: Vec<u32>,
     }
-    let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(fixtures().join("tokens.json")).unwrap()).unwrap();
+    let cases: Vec<Case> =
+        serde_json::from_slice(&std::fs::read(fixtures().join("tokens.json")).unwrap()).unwrap();
     let clip = clip();
     assert!(cases.len() > 50);
     for case in cases {

@@ -61,18 +61,29 @@ impl TextModel {
     /// Reads the tower, whose names may or may not begin with `text_model`, and `text_projection`
     /// where there is one.
     pub(crate) fn load(weights: &Weights, config: &TextConfig) -> WeightsResult<Self> {
-        let inner = if weights.contains("text_model.final_layer_norm.weight") { weights.at("text_model") } else { weights.clone() };
+        let inner = if weights.contains("text_model.final_layer_norm.weight") {
+            weights.at("text_model")
+        } else {
+            weights.clone()
+        };
         let channels = config.tower.hidden_size;
         let embeddings = inner.at("embeddings");
         let projection = match config.projection_dim {
-            Some(width) if weights.contains("text_projection.weight") => Some(Linear::load_without_bias(&weights.at("text_projection"), channels, width)?),
+            Some(width) if weights.contains("text_projection.weight") => {
+                Some(Linear::load_without_bias(&weights.at("text_projection"), channels, width)?)
+            }
             _ => None,
         };
         Ok(Self {
             tokens: embeddings.tensor("token_embedding.weight", &[config.vocab_size, channels])?,
-            positions: embeddings.tensor("position_embedding.weight", &[config.max_position_embeddings, channels])?,
+            positions: embeddings
+                .tensor("position_embedding.weight", &[config.max_position_embeddings, channels])?,
             encoder: Encoder::load(&inner.at("encoder"), &config.tower)?,
-            final_norm: LayerNorm::load(&inner.at("final_layer_norm"), channels, config.tower.layer_norm_eps)?,
+            final_norm: LayerNorm::load(
+                &inner.at("final_layer_norm"),
+                channels,
+                config.tower.layer_norm_eps,
+            )?,
             projection,
             end: config.eos_token_id,
         })
@@ -94,7 +105,11 @@ impl TextModel {
         let embedded = embedded.broadcast_add(&self.positions.narrow(0, 0, length)?)?;
         let encoded = self.encoder.forward(embedded, true)?;
         let hidden = self.final_norm.forward(&encoded.last)?;
-        let ends = texts.iter().enumerate().map(|(index, ids)| hidden.i((index, self.end_position(ids)))).collect::<Result<Vec<_>>>()?;
+        let ends = texts
+            .iter()
+            .enumerate()
+            .map(|(index, ids)| hidden.i((index, self.end_position(ids))))
+            .collect::<Result<Vec<_>>>()?;
         let mut pooled = Tensor::stack(&ends, 0)?;
         if let Some(projection) = &self.projection {
             pooled = projection.forward(&pooled)?;

@@ -43,13 +43,21 @@ impl VisionModel {
         let inner = weights.at("vision_model");
         let channels = config.tower.hidden_size;
         if config.patch_size == 0 || !config.image_size.is_multiple_of(config.patch_size) {
-            return Err(inner.unsuitable(format!("patches of {} pixels do not fill {} pixels", config.patch_size, config.image_size)));
+            return Err(inner.unsuitable(format!(
+                "patches of {} pixels do not fill {} pixels",
+                config.patch_size, config.image_size
+            )));
         }
         let patches = (config.image_size / config.patch_size).pow(2);
         let embeddings = inner.at("embeddings");
         let norm = |name: &str| LayerNorm::load(&inner.at(name), channels, config.tower.layer_norm_eps);
         Ok(Self {
-            patches: Conv2d::load_without_bias(&embeddings.at("patch_embedding"), 3, channels, Window::patches(config.patch_size))?,
+            patches: Conv2d::load_without_bias(
+                &embeddings.at("patch_embedding"),
+                3,
+                channels,
+                Window::patches(config.patch_size),
+            )?,
             class: embeddings.tensor("class_embedding", &[channels])?,
             positions: embeddings.tensor("position_embedding.weight", &[patches + 1, channels])?,
             // Spelt so in every published file.

@@ -24,9 +24,17 @@ pub(crate) struct ResidualBlock {
 
 impl ResidualBlock {
     /// `time_channels`: width of the time embedding that is added, where there is one.
-    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, time_channels: Option<usize>, norm: NormFigures) -> WeightsResult<Self> {
-        let shortcut = (inputs != outputs).then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, Window::POINT));
-        let time = time_channels.map(|channels| Linear::load(&weights.at("time_emb_proj"), channels, outputs));
+    pub(crate) fn load(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        time_channels: Option<usize>,
+        norm: NormFigures,
+    ) -> WeightsResult<Self> {
+        let shortcut = (inputs != outputs)
+            .then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, Window::POINT));
+        let time =
+            time_channels.map(|channels| Linear::load(&weights.at("time_emb_proj"), channels, outputs));
         Ok(Self {
             first_norm: GroupNorm::load(&weights.at("norm1"), norm.groups, inputs, norm.epsilon)?,
             first: Conv2d::load(&weights.at("conv1"), inputs, outputs, Window::SAME)?,
@@ -44,10 +52,16 @@ impl ResidualBlock {
             (None, None) => None,
             _ => candle_core::bail!("a residual block got a time embedding that it does not take, or none"),
         };
-        let middle = self.first.forward_with(&self.first_norm.forward_silu(input)?, ConvExtras { image_bias: time.as_ref(), ..Default::default() })?;
+        let middle = self.first.forward_with(
+            &self.first_norm.forward_silu(input)?,
+            ConvExtras { image_bias: time.as_ref(), ..Default::default() },
+        )?;
         let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
         let residual = shortcut.as_ref().unwrap_or(input);
-        self.second.forward_with(&self.second_norm.forward_silu(&middle)?, ConvExtras { residual: Some(residual), ..Default::default() })
+        self.second.forward_with(
+            &self.second_norm.forward_silu(&middle)?,
+            ConvExtras { residual: Some(residual), ..Default::default() },
+        )
     }
 }
 

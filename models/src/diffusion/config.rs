@@ -123,13 +123,24 @@ const UNET_FIXED: &[(&str, &[&str])] = &[
     ("timestep_post_act", &["null"]),
 ];
 
-const VAE_FIXED: &[(&str, &[&str])] =
-    &[("act_fn", &["\"silu\""]), ("latents_mean", &["null"]), ("latents_std", &["null"]), ("mid_block_add_attention", &["true"])];
+const VAE_FIXED: &[(&str, &[&str])] = &[
+    ("act_fn", &["\"silu\""]),
+    ("latents_mean", &["null"]),
+    ("latents_std", &["null"]),
+    ("mid_block_add_attention", &["true"]),
+];
 
-fn check_fixed(files: &ModelFiles, path: &str, options: &serde_json::Map<String, serde_json::Value>, fixed: &[(&str, &[&str])]) -> Result<(), LoadError> {
+fn check_fixed(
+    files: &ModelFiles,
+    path: &str,
+    options: &serde_json::Map<String, serde_json::Value>,
+    fixed: &[(&str, &[&str])],
+) -> Result<(), LoadError> {
     for (name, allowed) in fixed {
         match options.get(*name).map(ToString::to_string) {
-            Some(value) if !allowed.contains(&value.as_str()) => return Err(files.unknown(path, format!("{name} = {value}"))),
+            Some(value) if !allowed.contains(&value.as_str()) => {
+                return Err(files.unknown(path, format!("{name} = {value}")));
+            }
             _ => {}
         }
     }
@@ -157,17 +168,29 @@ impl UNetConfig {
         check_blocks(files, path, &config.up_block_types, &["UpBlock2D", "CrossAttnUpBlock2D"])?;
         let blocks = config.block_out_channels.len();
         if blocks == 0 || config.down_block_types.len() != blocks || config.up_block_types.len() != blocks {
-            return Err(files.bad_config(path, "block_out_channels, down_block_types and up_block_types differ in length"));
+            return Err(files.bad_config(
+                path,
+                "block_out_channels, down_block_types and up_block_types differ in length",
+            ));
         }
         if config.block_out_channels.contains(&0) || config.layers_per_block == 0 {
             return Err(files.bad_config(path, "a block has no channels or no layers"));
         }
         for block in 0..blocks {
-            if config.heads(block).is_none_or(|heads| heads == 0 || !config.block_out_channels[block].is_multiple_of(heads)) {
-                return Err(files.bad_config(path, format!("the attention heads of block {block} do not divide its channels")));
+            if config
+                .heads(block)
+                .is_none_or(|heads| heads == 0 || !config.block_out_channels[block].is_multiple_of(heads))
+            {
+                return Err(files.bad_config(
+                    path,
+                    format!("the attention heads of block {block} do not divide its channels"),
+                ));
             }
             if config.transformer_layers_per_block.get(block).is_none() {
-                return Err(files.bad_config(path, format!("transformer_layers_per_block says nothing of block {block}")));
+                return Err(files.bad_config(
+                    path,
+                    format!("transformer_layers_per_block says nothing of block {block}"),
+                ));
             }
         }
         match config.addition_embed_type.as_deref() {
@@ -185,7 +208,10 @@ impl UNetConfig {
 
     pub(crate) fn addition(&self) -> Option<AdditionConfig> {
         self.addition_embed_type.as_ref()?;
-        Some(AdditionConfig { figure_channels: self.addition_time_embed_dim?, inputs: self.projection_class_embeddings_input_dim? })
+        Some(AdditionConfig {
+            figure_channels: self.addition_time_embed_dim?,
+            inputs: self.projection_class_embeddings_input_dim?,
+        })
     }
 }
 
@@ -245,7 +271,10 @@ impl VaeConfig {
         check_blocks(files, path, &config.up_block_types, &["UpDecoderBlock2D"])?;
         let blocks = config.block_out_channels.len();
         if blocks == 0 || config.down_block_types.len() != blocks || config.up_block_types.len() != blocks {
-            return Err(files.bad_config(path, "block_out_channels, down_block_types and up_block_types differ in length"));
+            return Err(files.bad_config(
+                path,
+                "block_out_channels, down_block_types and up_block_types differ in length",
+            ));
         }
         if (config.in_channels, config.out_channels) != (3, 3) {
             return Err(files.bad_config(path, "an autoencoder of RGB pictures has 3 channels"));

@@ -13,6 +13,8 @@ mod unet;
 mod vae;
 
 #[cfg(test)]
+mod layout_tests;
+#[cfg(test)]
 mod tests;
 
 use std::ops::ControlFlow;
@@ -137,12 +139,12 @@ impl Pipeline {
 
     /// As [`Self::open`], to compute on the threads of `pool`.
     pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> Result<Self, LoadError> {
-        pool.run(|| Self::load(files, device, pool.clone()))
+        let (device, dtype) = (device.open()?, device.dtype());
+        pool.run(|| Self::load(files, device, dtype, pool.clone()))
     }
 
-    fn load(files: &ModelFiles, kind: DeviceKind, pool: Pool) -> Result<Self, LoadError> {
+    fn load(files: &ModelFiles, device: Device, dtype: DType, pool: Pool) -> Result<Self, LoadError> {
         let index: ModelIndex = files.config("model_index.json")?;
-        let (device, dtype) = (kind.open()?, kind.dtype());
         let is_double = match index.class.as_str() {
             "StableDiffusionPipeline" => false,
             "StableDiffusionXLPipeline" => true,
@@ -151,14 +153,20 @@ impl Pipeline {
         let unet_config = UNetConfig::open(files, "unet/config.json")?;
         let vae_config = VaeConfig::open(files, "vae/config.json")?;
         if is_double != unet_config.addition().is_some() {
-            return Err(files.bad_config("unet/config.json", "addition_embed_type does not fit the pipeline's class"));
+            return Err(
+                files.bad_config("unet/config.json", "addition_embed_type does not fit the pipeline's class")
+            );
         }
-        if unet_config.in_channels != vae_config.latent_channels || unet_config.out_channels != vae_config.latent_channels {
-            return Err(files.bad_config("unet/config.json", "its channels are not those of the autoencoder's latents"));
+        if unet_config.in_channels != vae_config.latent_channels
+            || unet_config.out_channels != vae_config.latent_channels
+        {
+            return Err(files
+                .bad_config("unet/config.json", "its channels are not those of the autoencoder's latents"));
         }
         let scheduler_path = "scheduler/scheduler_config.json";
         let scheduler: SchedulerConfig = files.config(scheduler_path)?;
-        let scheduler = Scheduler::new(&scheduler).map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
+        let scheduler = Scheduler::new(&scheduler)
+            .map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
         let load_prompts = if is_double { PromptEncoder::load_double } else { PromptEncoder::load_single };
         let vae_dtype = if vae_config.force_upcast { DType::F32 } else { dtype };
         let scale = vae_config.scale();
@@ -192,7 +200,11 @@ impl Pipeline {
     }
 
     /// Makes a picture, from the noise that the seed names.
-    pub fn generate(&self, request: &TextToImage, control: &mut (dyn StepControl + Send)) -> Result<RgbPicture, GenerateError> {
+    pub fn generate(
+        &self,
+        request: &TextToImage,
+        control: &mut (dyn StepControl + Send),
+    ) -> Result<RgbPicture, GenerateError> {
         let plan = self.check(request)?;
         let noise = noise::normal(request.seed, START_STREAM, self.latent_count(request));
         self.pool.run(|| {
@@ -207,17 +219,29 @@ impl Pipeline {
     pub fn encode(&self, picture: &RgbPicture, seed: u64) -> Result<Vec<f32>, GenerateError> {
         self.check_edges(picture.width(), picture.height())?;
         self.pool.run(|| {
-            let LatentDistribution { mean, log_variance } = self.vae.encode(&self.signed_picture(picture)?)?;
-            let noise = Tensor::from_vec(noise::normal(seed, ENCODE_STREAM, mean.elem_count()), mean.shape(), &Device::Cpu)?;
+            let LatentDistribution { mean, log_variance } =
+                self.vae.encode(&self.signed_picture(picture)?)?;
+            let noise = Tensor::from_vec(
+                noise::normal(seed, ENCODE_STREAM, mean.elem_count()),
+                mean.shape(),
+                &Device::Cpu,
+            )?;
             let noise = noise.to_dtype(self.vae_dtype)?.to_device(&self.device)?;
             let latents = (mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-            finite(((latents - self.shift)? * self.scaling_factor)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+            finite(
+                ((latents - self.shift)? * self.scaling_factor)?
+                    .to_dtype(DType::F32)?
+                    .flatten_all()?
+                    .to_vec1()?,
+            )
         })
     }
 
     /// A picture as the autoencoder takes it: `[1, 3, height, width]` in −1 … 1.
     fn signed_picture(&self, picture: &RgbPicture) -> candle_core::Result<Tensor> {
-        let channel = |channel: usize| picture.pixels().iter().skip(channel).step_by(3).map(|value| f32::from(*value) / 127.5 - 1.0);
+        let channel = |channel: usize| {
+            picture.pixels().iter().skip(channel).step_by(3).map(|value| f32::from(*value) / 127.5 - 1.0)
+        };
         let values: Vec<f32> = (0..3).flat_map(channel).collect();
         let shape = (1, 3, picture.height() as usize, picture.width() as usize);
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.vae_dtype)?.to_device(&self.device)
@@ -243,11 +267,19 @@ impl Pipeline {
         for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
                 let found = format!("{} bytes long", text.len());
-                return Err(GenerateError::Invalid { field, found, allowed: format!("at most {MAX_PROMPT_BYTES} bytes long") });
+                return Err(GenerateError::Invalid {
+                    field,
+                    found,
+                    allowed: format!("at most {MAX_PROMPT_BYTES} bytes long"),
+                });
             }
         }
         if !(0.0..=MAX_GUIDANCE).contains(&request.guidance) {
-            return Err(GenerateError::Invalid { field: "guidance", found: request.guidance.to_string(), allowed: format!("0 to {MAX_GUIDANCE}") });
+            return Err(GenerateError::Invalid {
+                field: "guidance",
+                found: request.guidance.to_string(),
+                allowed: format!("0 to {MAX_GUIDANCE}"),
+            });
         }
         self.scheduler.plan(request.steps).map_err(|_| GenerateError::Invalid {
             field: "steps",
@@ -267,12 +299,22 @@ impl Pipeline {
             features.pooled = features.pooled.broadcast_mul(&keep.reshape((2, 1))?)?;
         }
         let (height, width) = (f64::from(request.height), f64::from(request.width));
-        let text = TextConditioning { context: &features.context, pooled: &features.pooled, size: [height, width, 0.0, 0.0, height, width] };
+        let text = TextConditioning {
+            context: &features.context,
+            pooled: &features.pooled,
+            size: [height, width, 0.0, 0.0, height, width],
+        };
         Ok(self.unet.prepare(&text)?)
     }
 
     /// Turns noise into latents, `[latent channels, height, width]`.
-    fn denoise(&self, request: &TextToImage, plan: &Plan, noise: Vec<f32>, control: &mut (dyn StepControl + Send)) -> Result<Vec<f32>, GenerateError> {
+    fn denoise(
+        &self,
+        request: &TextToImage,
+        plan: &Plan,
+        noise: Vec<f32>,
+        control: &mut (dyn StepControl + Send),
+    ) -> Result<Vec<f32>, GenerateError> {
         let of = plan.steps.len();
         let conditioning = self.condition(request)?;
         let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
@@ -284,8 +326,13 @@ impl Pipeline {
                 return Err(GenerateError::Cancelled { done, of });
             }
             let input: Vec<f32> = latents.iter().map(|value| value * step.input_scale).collect();
-            let input = Tensor::from_vec(input.repeat(batch), (batch, self.latent_channels, height, width), &Device::Cpu)?;
-            let input = FeatureMap::from_channels_first(&input.to_dtype(self.dtype)?.to_device(&self.device)?)?;
+            let input = Tensor::from_vec(
+                input.repeat(batch),
+                (batch, self.latent_channels, height, width),
+                &Device::Cpu,
+            )?;
+            let input =
+                FeatureMap::from_channels_first(&input.to_dtype(self.dtype)?.to_device(&self.device)?)?;
             let output = self.unet.forward(&input, step.timestep, &conditioning)?.to_channels_first()?;
             let output: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
             step.apply(&mut latents, &guide(output, request.guidance, batch));
@@ -299,11 +346,17 @@ impl Pipeline {
     fn decode(&self, latents: Vec<f32>, request: &TextToImage) -> Result<RgbPicture, GenerateError> {
         let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
         let latents = Tensor::from_vec(latents, (1, self.latent_channels, height, width), &Device::Cpu)?;
-        let latents = ((latents / self.scaling_factor)? + self.shift)?.to_dtype(self.vae_dtype)?.to_device(&self.device)?;
+        let latents = ((latents / self.scaling_factor)? + self.shift)?
+            .to_dtype(self.vae_dtype)?
+            .to_device(&self.device)?;
         let decoded = self.vae.decode(&latents)?.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?;
         let values = finite(decoded.flatten_all()?.to_vec1()?)?;
-        let pixels = values.into_iter().map(|value| ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-        RgbPicture::new(request.width, request.height, pixels).map_err(|error| GenerateError::Device(candle_core::Error::Msg(error.to_string())))
+        let pixels = values
+            .into_iter()
+            .map(|value| ((value * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+            .collect();
+        RgbPicture::new(request.width, request.height, pixels)
+            .map_err(|error| GenerateError::Device(candle_core::Error::Msg(error.to_string())))
     }
 }
 

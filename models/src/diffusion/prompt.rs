@@ -24,7 +24,8 @@ impl Encoder {
         let part = format!("text_encoder{suffix}");
         let config: TextConfig = files.config(&format!("{part}/config.json"))?;
         let model = TextModel::load(&files.weights(&part, device, dtype)?, &config)?;
-        let tokenizer = ClipTokenizer::open(files, &format!("tokenizer{suffix}"), config.max_position_embeddings)?;
+        let tokenizer =
+            ClipTokenizer::open(files, &format!("tokenizer{suffix}"), config.max_position_embeddings)?;
         Ok(Self { tokenizer, model })
     }
 }
@@ -45,9 +46,13 @@ impl PromptEncoder {
     /// Stable Diffusion XL: the layers before the last of two encoders side by side, pooled text
     /// from the second.
     pub(crate) fn load_double(files: &ModelFiles, device: &Device, dtype: DType) -> LoadResult<Self> {
-        let encoders = vec![Encoder::load(files, "", device, dtype)?, Encoder::load(files, "_2", device, dtype)?];
+        let encoders =
+            vec![Encoder::load(files, "", device, dtype)?, Encoder::load(files, "_2", device, dtype)?];
         if !encoders[1].model.has_projection() {
-            return Err(files.bad_config("text_encoder_2/config.json", "this encoder needs a projection_dim and a text_projection"));
+            return Err(files.bad_config(
+                "text_encoder_2/config.json",
+                "this encoder needs a projection_dim and a text_projection",
+            ));
         }
         Ok(Self { encoders, penultimate: true })
     }
@@ -57,7 +62,8 @@ impl PromptEncoder {
         let mut contexts = Vec::with_capacity(self.encoders.len());
         let mut pooled = None;
         for encoder in &self.encoders {
-            let ids = prompts.iter().map(|prompt| encoder.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
+            let ids =
+                prompts.iter().map(|prompt| encoder.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
             let features = encoder.model.forward(&ids)?;
             contexts.push(if self.penultimate { features.penultimate } else { features.hidden });
             pooled = Some(features.pooled);

@@ -46,9 +46,9 @@ pub(crate) struct SchedulerConfig {
     #[serde(default = "trained_steps")]
     num_train_timesteps: usize,
     #[serde(default = "beta_start")]
-    beta_start: f32,
+    beta_start: f64,
     #[serde(default = "beta_end")]
-    beta_end: f32,
+    beta_end: f64,
     #[serde(default = "beta_schedule")]
     beta_schedule: String,
     trained_betas: Option<Vec<f32>>,
@@ -84,10 +84,10 @@ pub(crate) struct SchedulerConfig {
 fn trained_steps() -> usize {
     1000
 }
-fn beta_start() -> f32 {
+fn beta_start() -> f64 {
     0.0001
 }
-fn beta_end() -> f32 {
+fn beta_end() -> f64 {
     0.02
 }
 fn beta_schedule() -> String {
@@ -171,12 +171,21 @@ impl Scheduler {
             }
             Spacing::Trailing => {
                 let ratio = trained as f64 / steps as f64;
-                (0..steps).map(|step| (trained as f64 - step as f64 * ratio).round_ties_even() - 1.0).collect()
+                (0..steps)
+                    .map(|step| (trained as f64 - step as f64 * ratio).round_ties_even() - 1.0)
+                    .collect()
             }
             Spacing::Linspace => {
                 let gap = if steps > 1 { last / (steps - 1) as f64 } else { 0.0 };
-                let timestep = |step: usize| if steps > 1 && step == steps - 1 { last } else { step as f64 * gap };
-                let rounded = |value: f64| if self.sampler == Sampler::Ddim { value.round_ties_even() } else { f64::from(value as f32) };
+                let timestep =
+                    |step: usize| if steps > 1 && step == steps - 1 { last } else { step as f64 * gap };
+                let rounded = |value: f64| {
+                    if self.sampler == Sampler::Ddim {
+                        value.round_ties_even()
+                    } else {
+                        f64::from(value as f32)
+                    }
+                };
                 (0..steps).rev().map(|step| rounded(timestep(step))).collect()
             }
         }
@@ -191,7 +200,13 @@ impl Scheduler {
             Step {
                 timestep: *timestep,
                 input_scale: 1.0,
-                rule: Rule::Ddim { signal: alpha.sqrt(), noise: (1.0 - alpha).sqrt(), next_signal: previous.sqrt(), next_noise: (1.0 - previous).sqrt(), clip: self.clip },
+                rule: Rule::Ddim {
+                    signal: alpha.sqrt(),
+                    noise: (1.0 - alpha).sqrt(),
+                    next_signal: previous.sqrt(),
+                    next_noise: (1.0 - previous).sqrt(),
+                    clip: self.clip,
+                },
                 prediction: self.prediction,
             }
         };
@@ -199,11 +214,14 @@ impl Scheduler {
     }
 
     fn plan_euler(&self, timesteps: &[f64]) -> Plan {
-        let all: Vec<f64> = self.alphas.iter().map(|alpha| f64::from(((1.0 - alpha) / alpha).sqrt())).collect();
-        let mut sigmas: Vec<f32> = timesteps.iter().map(|timestep| interpolate(&all, *timestep) as f32).collect();
+        let all: Vec<f64> =
+            self.alphas.iter().map(|alpha| f64::from(((1.0 - alpha) / alpha).sqrt())).collect();
+        let mut sigmas: Vec<f32> =
+            timesteps.iter().map(|timestep| interpolate(&all, *timestep) as f32).collect();
         sigmas.push(0.0);
         let largest = sigmas.iter().copied().fold(0.0, f32::max);
-        let initial_scale = if self.spacing == Spacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
+        let initial_scale =
+            if self.spacing == Spacing::Leading { (largest * largest + 1.0).sqrt() } else { largest };
         let step = |(timestep, sigma): (&f64, &[f32])| Step {
             timestep: *timestep,
             input_scale: 1.0 / (sigma[0] * sigma[0] + 1.0).sqrt(),
@@ -216,17 +234,28 @@ impl Scheduler {
 
 impl SchedulerConfig {
     fn check(&self, sampler: Sampler) -> Result<(), SchedulerError> {
-        let unsupported = |condition: bool, name: &str| if condition { Err(SchedulerError::Unsupported(name.to_owned())) } else { Ok(()) };
+        let unsupported = |condition: bool, name: &str| {
+            if condition { Err(SchedulerError::Unsupported(name.to_owned())) } else { Ok(()) }
+        };
         unsupported(self.thresholding, "thresholding")?;
         unsupported(self.rescale_betas_zero_snr && sampler == Sampler::Euler, "rescale_betas_zero_snr")?;
         unsupported(self.use_karras_sigmas == Some(true), "use_karras_sigmas")?;
         unsupported(self.use_exponential_sigmas == Some(true), "use_exponential_sigmas")?;
         unsupported(self.use_beta_sigmas == Some(true), "use_beta_sigmas")?;
-        unsupported(self.final_sigmas_type.as_deref().is_some_and(|kind| kind != "zero"), "final_sigmas_type")?;
-        unsupported(self.interpolation_type.as_deref().is_some_and(|kind| kind != "linear"), "interpolation_type")?;
+        unsupported(
+            self.final_sigmas_type.as_deref().is_some_and(|kind| kind != "zero"),
+            "final_sigmas_type",
+        )?;
+        unsupported(
+            self.interpolation_type.as_deref().is_some_and(|kind| kind != "linear"),
+            "interpolation_type",
+        )?;
         unsupported(self.timestep_type.as_deref().is_some_and(|kind| kind != "discrete"), "timestep_type")?;
         unsupported(!(1..=MAX_TRAINED_STEPS).contains(&self.num_train_timesteps), "num_train_timesteps")?;
-        unsupported(self.trained_betas.as_ref().is_some_and(|betas| betas.len() != self.num_train_timesteps), "trained_betas")
+        unsupported(
+            self.trained_betas.as_ref().is_some_and(|betas| betas.len() != self.num_train_timesteps),
+            "trained_betas",
+        )
     }
 
     /// The cumulative product of 1 − beta, in the precision that diffusers computes it.
@@ -234,9 +263,9 @@ impl SchedulerConfig {
         let count = self.num_train_timesteps;
         let mut betas = match (&self.trained_betas, self.beta_schedule.as_str()) {
             (Some(betas), _) => betas.clone(),
-            (None, "linear") => linspace(self.beta_start, self.beta_end, count),
+            (None, "linear") => linspace(self.beta_start as f32, self.beta_end as f32, count),
             (None, "scaled_linear") => {
-                let roots = linspace(f64::from(self.beta_start).sqrt() as f32, f64::from(self.beta_end).sqrt() as f32, count);
+                let roots = linspace(self.beta_start.sqrt() as f32, self.beta_end.sqrt() as f32, count);
                 roots.into_iter().map(|root| root * root).collect()
             }
             (None, other) => return Err(SchedulerError::Unsupported(format!("beta_schedule `{other}`"))),
@@ -259,9 +288,14 @@ impl SchedulerConfig {
     }
 }
 
+/// Evenly spaced values, to the bit those of torch: from both ends, with fused multiply-adds.
 fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = if count > 1 { (end - start) / (count - 1) as f32 } else { 0.0 };
-    (0..count).map(|index| if index < count / 2 { start + step * index as f32 } else { end - step * (count - 1 - index) as f32 }).collect()
+    let value = |index: usize| match index < count / 2 {
+        true => step.mul_add(index as f32, start),
+        false => (-step).mul_add((count - 1 - index) as f32, end),
+    };
+    (0..count).map(value).collect()
 }
 
 /// Shifts the noise levels so that nothing of the picture is left at the last one.
@@ -329,7 +363,9 @@ impl Step {
             Rule::Ddim { signal, noise, next_signal, next_noise, clip } => {
                 let (picture, epsilon) = match self.prediction {
                     Prediction::Epsilon => ((latent - noise * output) / signal, output),
-                    Prediction::VPrediction => (signal * latent - noise * output, signal * output + noise * latent),
+                    Prediction::VPrediction => {
+                        (signal * latent - noise * output, signal * output + noise * latent)
+                    }
                 };
                 let picture = clip.map_or(picture, |range| picture.clamp(-range, range));
                 next_signal * picture + next_noise * epsilon
@@ -337,10 +373,48 @@ impl Step {
             Rule::Euler { sigma, next } => {
                 let picture = match self.prediction {
                     Prediction::Epsilon => latent - sigma * output,
-                    Prediction::VPrediction => output * (-sigma / (sigma * sigma + 1.0).sqrt()) + latent / (sigma * sigma + 1.0),
+                    Prediction::VPrediction => {
+                        output * (-sigma / (sigma * sigma + 1.0).sqrt()) + latent / (sigma * sigma + 1.0)
+                    }
                 };
                 latent + (latent - picture) / sigma * (next - sigma)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(json: &str) -> Scheduler {
+        Scheduler::new(&serde_json::from_str(json).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn noise_levels_can_be_rescaled_to_zero_signal() {
+        let scheduler = scheduler(
+            r#"{"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+                "prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": true,
+                "set_alpha_to_one": false, "clip_sample": false}"#,
+        );
+        // By diffusers 0.42, whose square roots are a bit off in the last place.
+        let expected = [
+            (0, 0.999_149_98),
+            (249, 0.654_188_87),
+            (499, 0.242_358_997),
+            (749, 0.033_171_453),
+            (998, 1.967_963_4e-7),
+            (999, 0.0),
+        ];
+        for (index, alpha) in expected {
+            assert!(
+                (f64::from(scheduler.alphas[index]) - alpha).abs() <= 1e-6 * alpha,
+                "{index}: {} is not {alpha}",
+                scheduler.alphas[index]
+            );
+        }
+        let timesteps: Vec<f64> = scheduler.plan(4).unwrap().steps.iter().map(|step| step.timestep).collect();
+        assert_eq!(timesteps, [999.0, 749.0, 499.0, 249.0]);
     }
 }

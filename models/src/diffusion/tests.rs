@@ -14,12 +14,15 @@ fn fixtures() -> PathBuf {
 
 fn diffusion_fixture() -> &'static HashMap<String, Tensor> {
     static FIXTURE: OnceLock<HashMap<String, Tensor>> = OnceLock::new();
-    FIXTURE.get_or_init(|| candle_core::safetensors::load(fixtures().join("diffusion.fixture"), &Device::Cpu).unwrap())
+    FIXTURE.get_or_init(|| {
+        candle_core::safetensors::load(fixtures().join("diffusion.fixture"), &Device::Cpu).unwrap()
+    })
 }
 
 fn pipeline() -> &'static Pipeline {
     static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
-    PIPELINE.get_or_init(|| Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap())
+    PIPELINE
+        .get_or_init(|| Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap())
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -43,7 +46,15 @@ pub(super) fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
 }
 
 fn request() -> TextToImage {
-    TextToImage { prompt: "a red apple".into(), negative_prompt: String::new(), width: 64, height: 64, steps: 20, guidance: 4.0, seed: 7 }
+    TextToImage {
+        prompt: "a red apple".into(),
+        negative_prompt: String::new(),
+        width: 64,
+        height: 64,
+        steps: 20,
+        guidance: 4.0,
+        seed: 7,
+    }
 }
 
 fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
@@ -53,7 +64,8 @@ fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
 #[test]
 fn text_features_are_those_of_transformers() {
     let fixture = diffusion_fixture();
-    let features = pipeline().prompts.encode(&["", "a red apple", "a 3d icon of an octopus, cartoon"]).unwrap();
+    let features =
+        pipeline().prompts.encode(&["", "a red apple", "a 3d icon of an octopus, cartoon"]).unwrap();
     assert_close("text", &values(&features.context), &values(&fixture["text_hidden"]));
 }
 
@@ -61,7 +73,11 @@ fn text_features_are_those_of_transformers() {
 fn the_unet_predicts_what_diffusers_predicts() {
     let fixture = diffusion_fixture();
     let context = &fixture["unet_context"];
-    let text = TextConditioning { context, pooled: &context.narrow(1, 0, 1).unwrap().squeeze(1).unwrap(), size: [0.0; 6] };
+    let text = TextConditioning {
+        context,
+        pooled: &context.narrow(1, 0, 1).unwrap().squeeze(1).unwrap(),
+        size: [0.0; 6],
+    };
     let unet = &pipeline().unet;
     let timestep = fixture["unet_timestep"].to_vec1::<i64>().unwrap()[0] as f64;
     let latents = FeatureMap::from_channels_first(&fixture["unet_latents"]).unwrap();
@@ -79,7 +95,11 @@ fn the_autoencoder_is_that_of_diffusers() {
     let picture = RgbPicture::decode(&bytes, &Default::default()).unwrap();
     let found = vae.encode(&pipeline().signed_picture(&picture).unwrap()).unwrap();
     assert_close("encode, mean", &values(&found.mean), &values(&fixture["vae_encode_mean"]));
-    assert_close("encode, log variance", &values(&found.log_variance), &values(&fixture["vae_encode_logvar"]));
+    assert_close(
+        "encode, log variance",
+        &values(&found.log_variance),
+        &values(&fixture["vae_encode_logvar"]),
+    );
 }
 
 #[test]
@@ -91,8 +111,13 @@ fn a_whole_run_ends_where_diffusers_ends() {
     assert_eq!(timesteps, fixture["ddim_timesteps"].to_vec1::<i64>().unwrap());
     for steps in [1, 5, 20] {
         let plan = Plan { steps: plan.steps[..steps].to_vec(), ..plan.clone() };
-        let latents = pipeline.denoise(&request(), &plan, values(&fixture["ddim_noise"]), &mut keep_going).unwrap();
-        assert_close(&format!("after {steps} steps"), &latents, &values(&fixture[&format!("ddim_latents_after_{steps}")]));
+        let latents =
+            pipeline.denoise(&request(), &plan, values(&fixture["ddim_noise"]), &mut keep_going).unwrap();
+        assert_close(
+            &format!("after {steps} steps"),
+            &latents,
+            &values(&fixture[&format!("ddim_latents_after_{steps}")]),
+        );
         if steps == 20 {
             let picture = pipeline.decode(latents, &request()).unwrap();
             let bytes = std::fs::read(fixtures().join("pictures/ddim-result.png")).unwrap();

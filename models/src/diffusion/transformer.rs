@@ -39,7 +39,9 @@ pub(crate) struct SpatialTransformer {
 impl SpatialTransformer {
     pub(crate) fn load(weights: &Weights, figures: TransformerFigures, groups: usize) -> WeightsResult<Self> {
         let channels = figures.channels;
-        let layer = |index: usize| TransformerLayer::load(&weights.at(format!("transformer_blocks.{index}")), figures);
+        let layer = |index: usize| {
+            TransformerLayer::load(&weights.at(format!("transformer_blocks.{index}")), figures)
+        };
         let norm = NormFigures { groups, epsilon: GROUP_NORM_EPSILON };
         Ok(Self {
             norm: GroupNorm::load(&weights.at("norm"), norm.groups, channels, norm.epsilon)?,
@@ -105,12 +107,19 @@ impl TransformerLayer {
     }
 
     fn prepare(&self, context: &Tensor) -> Result<KeysValues> {
-        KeysValues::prepare(&self.cross_keys_values.forward(context)?, 0, self.channels, self.channels, self.heads)
+        KeysValues::prepare(
+            &self.cross_keys_values.forward(context)?,
+            0,
+            self.channels,
+            self.channels,
+            self.heads,
+        )
     }
 
     fn forward(&self, tokens: Tensor, context: &KeysValues) -> Result<Tensor> {
         let joined = self.queries_keys_values.forward(&self.self_norm.forward(&tokens)?)?;
-        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
+        let keys_values =
+            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
         let tokens = self.self_out.forward_add(&attend(&joined, &keys_values, false)?, &tokens)?;
         let queries = self.cross_queries.forward(&self.cross_norm.forward(&tokens)?)?;
         let tokens = self.cross_out.forward_add(&attend(&queries, context, false)?, &tokens)?;

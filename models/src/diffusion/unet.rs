@@ -49,15 +49,24 @@ impl UNet {
             let (block, lower) = (channels.len() - 1 - index, channels.len() - index);
             builder.up_block(index, block, channels[lower.min(channels.len() - 1)])
         };
-        let down_block = |block: usize| builder.down_block(block, if block == 0 { first } else { channels[block - 1] });
+        let down_block =
+            |block: usize| builder.down_block(block, if block == 0 { first } else { channels[block - 1] });
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), config.in_channels, first, Window::SAME)?,
             time: TimeEmbedding::load(weights, config, builder.time_channels)?,
-            addition: config.addition().map(|addition| AdditionEmbedding::load(weights, config, addition, builder.time_channels)).transpose()?,
+            addition: config
+                .addition()
+                .map(|addition| AdditionEmbedding::load(weights, config, addition, builder.time_channels))
+                .transpose()?,
             down: (0..channels.len()).map(down_block).collect::<WeightsResult<_>>()?,
             middle: builder.middle_block(last)?,
             up: (0..channels.len()).map(up_block).collect::<WeightsResult<_>>()?,
-            output_norm: GroupNorm::load(&weights.at("conv_norm_out"), config.norm_num_groups, first, config.norm_eps)?,
+            output_norm: GroupNorm::load(
+                &weights.at("conv_norm_out"),
+                config.norm_num_groups,
+                first,
+                config.norm_eps,
+            )?,
             output: Conv2d::load(&weights.at("conv_out"), first, config.out_channels, Window::SAME)?,
         })
     }
@@ -71,13 +80,22 @@ impl UNet {
 
     /// Computes what does not change from step to step.
     pub(crate) fn prepare(&self, text: &TextConditioning) -> Result<Conditioning> {
-        let contexts = self.transformers().map(|transformer| transformer.prepare(text.context)).collect::<Result<_>>()?;
-        let addition = self.addition.as_ref().map(|addition| addition.forward(text.pooled, text.size)).transpose()?;
+        let contexts = self
+            .transformers()
+            .map(|transformer| transformer.prepare(text.context))
+            .collect::<Result<_>>()?;
+        let addition =
+            self.addition.as_ref().map(|addition| addition.forward(text.pooled, text.size)).transpose()?;
         Ok(Conditioning { contexts, addition })
     }
 
     /// Predicts from `latents` at a timestep of training.
-    pub(crate) fn forward(&self, latents: &FeatureMap, timestep: f64, conditioning: &Conditioning) -> Result<FeatureMap> {
+    pub(crate) fn forward(
+        &self,
+        latents: &FeatureMap,
+        timestep: f64,
+        conditioning: &Conditioning,
+    ) -> Result<FeatureMap> {
         let mut time = self.time.forward(timestep, latents.native())?;
         if let Some(addition) = &conditioning.addition {
             time = addition.broadcast_add(&time)?;
@@ -121,7 +139,13 @@ impl Builder<'_> {
         SpatialTransformer::load(weights, figures, self.config.norm_num_groups)
     }
 
-    fn transformers(&self, weights: &Weights, kind: &str, block: usize, count: usize) -> WeightsResult<Vec<SpatialTransformer>> {
+    fn transformers(
+        &self,
+        weights: &Weights,
+        kind: &str,
+        block: usize,
+        count: usize,
+    ) -> WeightsResult<Vec<SpatialTransformer>> {
         let count = if kind.starts_with("CrossAttn") { count } else { 0 };
         (0..count).map(|layer| self.transformer(&weights.at(format!("attentions.{layer}")), block)).collect()
     }
@@ -130,9 +154,16 @@ impl Builder<'_> {
         let weights = self.weights.at(format!("down_blocks.{block}"));
         let layers = self.config.layers_per_block;
         let outputs = self.config.block_out_channels[block];
-        let residual = |layer: usize| self.residual(&weights.at(format!("resnets.{layer}")), if layer == 0 { inputs } else { outputs }, outputs);
+        let residual = |layer: usize| {
+            self.residual(
+                &weights.at(format!("resnets.{layer}")),
+                if layer == 0 { inputs } else { outputs },
+                outputs,
+            )
+        };
         let is_last = block + 1 == self.config.block_out_channels.len();
-        let downsampler = (!is_last).then(|| Conv2d::load(&weights.at("downsamplers.0.conv"), outputs, outputs, Window::HALF));
+        let downsampler = (!is_last)
+            .then(|| Conv2d::load(&weights.at("downsamplers.0.conv"), outputs, outputs, Window::HALF));
         Ok(DownBlock {
             residuals: (0..layers).map(residual).collect::<WeightsResult<_>>()?,
             attentions: self.transformers(&weights, &self.config.down_block_types[block], block, layers)?,
@@ -144,7 +175,8 @@ impl Builder<'_> {
         let weights = self.weights.at("mid_block");
         Ok(MiddleBlock {
             before: self.residual(&weights.at("resnets.0"), channels, channels)?,
-            attention: self.transformer(&weights.at("attentions.0"), self.config.block_out_channels.len() - 1)?,
+            attention: self
+                .transformer(&weights.at("attentions.0"), self.config.block_out_channels.len() - 1)?,
             after: self.residual(&weights.at("resnets.1"), channels, channels)?,
         })
     }
@@ -172,7 +204,11 @@ impl Builder<'_> {
 /// The contexts of the transformers still to run.
 type Contexts<'a> = std::slice::Iter<'a, PreparedContext>;
 
-fn attend_next(attention: &SpatialTransformer, hidden: &FeatureMap, contexts: &mut Contexts) -> Result<FeatureMap> {
+fn attend_next(
+    attention: &SpatialTransformer,
+    hidden: &FeatureMap,
+    contexts: &mut Contexts,
+) -> Result<FeatureMap> {
     match contexts.next() {
         Some(context) => attention.forward(hidden, context),
         None => candle_core::bail!("the conditioning was prepared by another network"),
@@ -187,7 +223,13 @@ struct DownBlock {
 }
 
 impl DownBlock {
-    fn forward(&self, mut hidden: FeatureMap, time: &Tensor, contexts: &mut Contexts, skips: &mut Vec<FeatureMap>) -> Result<FeatureMap> {
+    fn forward(
+        &self,
+        mut hidden: FeatureMap,
+        time: &Tensor,
+        contexts: &mut Contexts,
+        skips: &mut Vec<FeatureMap>,
+    ) -> Result<FeatureMap> {
         for (layer, residual) in self.residuals.iter().enumerate() {
             hidden = residual.forward(&hidden, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
@@ -224,9 +266,17 @@ struct UpBlock {
 }
 
 impl UpBlock {
-    fn forward(&self, mut hidden: FeatureMap, time: &Tensor, contexts: &mut Contexts, skips: &mut Vec<FeatureMap>) -> Result<FeatureMap> {
+    fn forward(
+        &self,
+        mut hidden: FeatureMap,
+        time: &Tensor,
+        contexts: &mut Contexts,
+        skips: &mut Vec<FeatureMap>,
+    ) -> Result<FeatureMap> {
         for (layer, residual) in self.residuals.iter().enumerate() {
-            let Some(skip) = skips.pop() else { candle_core::bail!("the up blocks are more than the down blocks") };
+            let Some(skip) = skips.pop() else {
+                candle_core::bail!("the up blocks are more than the down blocks")
+            };
             hidden = residual.forward(&hidden.concatenate(&skip)?, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attend_next(attention, &hidden, contexts)?;
@@ -260,7 +310,11 @@ impl Sinusoids {
             };
             let sines = (0..half).map(|index| angle(index).sin());
             let cosines = (0..half).map(|index| angle(index).cos());
-            if self.cosines_first { values.extend(cosines.chain(sines)) } else { values.extend(sines.chain(cosines)) }
+            if self.cosines_first {
+                values.extend(cosines.chain(sines))
+            } else {
+                values.extend(sines.chain(cosines))
+            }
             values.resize(values.len() + self.channels % 2, 0.0);
         }
         Tensor::from_vec(values, (figures.len(), self.channels), like.device())?.to_dtype(like.dtype())
@@ -278,7 +332,11 @@ impl TimeEmbedding {
         let inputs = config.block_out_channels[0];
         let weights = weights.at("time_embedding");
         Ok(Self {
-            sinusoids: Sinusoids { channels: inputs, cosines_first: config.flip_sin_to_cos, shift: config.freq_shift },
+            sinusoids: Sinusoids {
+                channels: inputs,
+                cosines_first: config.flip_sin_to_cos,
+                shift: config.freq_shift,
+            },
             first: Linear::load(&weights.at("linear_1"), inputs, channels)?,
             second: Linear::load(&weights.at("linear_2"), channels, channels)?,
         })
@@ -297,10 +355,19 @@ struct AdditionEmbedding {
 }
 
 impl AdditionEmbedding {
-    fn load(weights: &Weights, config: &UNetConfig, addition: AdditionConfig, channels: usize) -> WeightsResult<Self> {
+    fn load(
+        weights: &Weights,
+        config: &UNetConfig,
+        addition: AdditionConfig,
+        channels: usize,
+    ) -> WeightsResult<Self> {
         let weights = weights.at("add_embedding");
         Ok(Self {
-            sinusoids: Sinusoids { channels: addition.figure_channels, cosines_first: config.flip_sin_to_cos, shift: config.freq_shift },
+            sinusoids: Sinusoids {
+                channels: addition.figure_channels,
+                cosines_first: config.flip_sin_to_cos,
+                shift: config.freq_shift,
+            },
             first: Linear::load(&weights.at("linear_1"), addition.inputs, channels)?,
             second: Linear::load(&weights.at("linear_2"), channels, channels)?,
         })

@@ -31,7 +31,9 @@ pub(crate) struct Autoencoder {
 impl Autoencoder {
     pub(crate) fn load(weights: &Weights, config: &VaeConfig) -> WeightsResult<Self> {
         let latents = config.latent_channels;
-        let point = |wanted: bool, name: &str, channels: usize| wanted.then(|| Conv2d::load(&weights.at(name), channels, channels, Window::POINT)).transpose();
+        let point = |wanted: bool, name: &str, channels: usize| {
+            wanted.then(|| Conv2d::load(&weights.at(name), channels, channels, Window::POINT)).transpose()
+        };
         Ok(Self {
             encoder: Encoder::load(&weights.at("encoder"), config)?,
             quantise: point(config.use_quant_conv, "quant_conv", 2 * latents)?,
@@ -50,7 +52,9 @@ impl Autoencoder {
         let moments = moments.to_channels_first()?;
         Ok(LatentDistribution {
             mean: moments.narrow(1, 0, self.latent_channels)?.contiguous()?,
-            log_variance: moments.narrow(1, self.latent_channels, self.latent_channels)?.clamp(-30.0, 20.0)?,
+            log_variance: moments
+                .narrow(1, self.latent_channels, self.latent_channels)?
+                .clamp(-30.0, 20.0)?,
         })
     }
 
@@ -69,8 +73,23 @@ fn residual(weights: &Weights, inputs: usize, outputs: usize, groups: usize) -> 
 }
 
 /// Residual blocks of one resolution, the first of which changes the number of channels.
-fn residuals(weights: &Weights, inputs: usize, outputs: usize, count: usize, groups: usize) -> WeightsResult<Vec<ResidualBlock>> {
-    (0..count).map(|layer| residual(&weights.at(format!("resnets.{layer}")), if layer == 0 { inputs } else { outputs }, outputs, groups)).collect()
+fn residuals(
+    weights: &Weights,
+    inputs: usize,
+    outputs: usize,
+    count: usize,
+    groups: usize,
+) -> WeightsResult<Vec<ResidualBlock>> {
+    (0..count)
+        .map(|layer| {
+            residual(
+                &weights.at(format!("resnets.{layer}")),
+                if layer == 0 { inputs } else { outputs },
+                outputs,
+                groups,
+            )
+        })
+        .collect()
 }
 
 struct Encoder {
@@ -88,8 +107,19 @@ impl Encoder {
         let block = |index: usize| {
             let weights = weights.at(format!("down_blocks.{index}"));
             let outputs = channels[index];
-            let downsampler = (index + 1 < channels.len()).then(|| Conv2d::load(&weights.at("downsamplers.0.conv"), outputs, outputs, Window::HALF_AFTER));
-            Ok((residuals(&weights, channels[index.saturating_sub(1)], outputs, config.layers_per_block, groups)?, downsampler.transpose()?))
+            let downsampler = (index + 1 < channels.len()).then(|| {
+                Conv2d::load(&weights.at("downsamplers.0.conv"), outputs, outputs, Window::HALF_AFTER)
+            });
+            Ok((
+                residuals(
+                    &weights,
+                    channels[index.saturating_sub(1)],
+                    outputs,
+                    config.layers_per_block,
+                    groups,
+                )?,
+                downsampler.transpose()?,
+            ))
         };
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), 3, channels[0], Window::SAME)?,
@@ -132,7 +162,10 @@ impl Decoder {
             let level = channels.len() - 1 - index;
             let (inputs, outputs) = (channels[(level + 1).min(channels.len() - 1)], channels[level]);
             let upsampler = (level > 0).then(|| Upsampler::load(&weights.at("upsamplers.0"), outputs));
-            Ok((residuals(&weights, inputs, outputs, config.layers_per_block + 1, groups)?, upsampler.transpose()?))
+            Ok((
+                residuals(&weights, inputs, outputs, config.layers_per_block + 1, groups)?,
+                upsampler.transpose()?,
+            ))
         };
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), config.latent_channels, last, Window::SAME)?,
@@ -188,10 +221,19 @@ struct PixelAttention {
 impl PixelAttention {
     fn load(weights: &Weights, channels: usize, groups: usize) -> WeightsResult<Self> {
         // Files written before diffusers 0.17 use the second names.
-        let (joined, output) = if weights.contains("to_q.weight") { (["to_q", "to_k", "to_v"], "to_out.0") } else { (["query", "key", "value"], "proj_attn") };
+        let (joined, output) = if weights.contains("to_q.weight") {
+            (["to_q", "to_k", "to_v"], "to_out.0")
+        } else {
+            (["query", "key", "value"], "proj_attn")
+        };
         Ok(Self {
             norm: GroupNorm::load(&weights.at("group_norm"), groups, channels, EPSILON)?,
-            queries_keys_values: Linear::load_joined(&joined.map(|name| weights.at(name)), channels, channels, true)?,
+            queries_keys_values: Linear::load_joined(
+                &joined.map(|name| weights.at(name)),
+                channels,
+                channels,
+                true,
+            )?,
             output: Linear::load(&weights.at(output), channels, channels)?,
             channels,
         })

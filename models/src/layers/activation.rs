@@ -138,3 +138,44 @@ fn normal_cdf(x: f32) -> f32 {
     let upper_tail = 0.5 * p * t * exp(-z * z);
     if x < 0.0 { upper_tail } else { 1.0 - upper_tail }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_exact_to_a_few_bits() {
+        for step in -8700..8800 {
+            let x = step as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 3e-7, "e^{x}");
+        }
+        assert!(exp(-1000.0) < 2e-38);
+        assert!(exp(1000.0) > 1e38);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn activations_are_those_of_candle() {
+        let inputs: Vec<f32> = (-3000..3000).map(|step| step as f32 / 250.0).collect();
+        let host = Tensor::from_slice(&inputs, inputs.len(), &candle_core::Device::Cpu).unwrap();
+        let exact = host.to_dtype(candle_core::DType::F64).unwrap();
+        for activation in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+            let found: Vec<f32> = activation.forward(&host).unwrap().to_vec1().unwrap();
+            let expected: Vec<f64> = activation.forward(&exact).unwrap().to_vec1().unwrap();
+            let largest = found
+                .iter()
+                .zip(expected)
+                .map(|(a, b)| (f64::from(*a) - b).abs() / b.abs().max(1.0))
+                .fold(0.0, f64::max);
+            assert!(largest < 1e-6, "{activation:?}: {largest}");
+        }
+    }
+
+    #[test]
+    fn names_of_configs_are_known() {
+        assert_eq!(Activation::from_name("quick_gelu"), Some(Activation::QuickGelu));
+        assert_eq!(Activation::from_name("gelu"), Some(Activation::Gelu));
+        assert_eq!(Activation::from_name("tanh"), None);
+    }
+}

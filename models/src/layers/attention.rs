@@ -30,11 +30,19 @@ pub(crate) enum KeysValues {
 impl KeysValues {
     /// From a tensor `[batch, tokens, width]` whose columns hold the keys from `key_column` on and
     /// the values from `value_column` on, `channels` each.
-    pub(crate) fn prepare(joined: &Tensor, key_column: usize, value_column: usize, channels: usize, head_count: usize) -> Result<Self> {
+    pub(crate) fn prepare(
+        joined: &Tensor,
+        key_column: usize,
+        value_column: usize,
+        channels: usize,
+        head_count: usize,
+    ) -> Result<Self> {
         let (batch, tokens, width) = joined.dims3()?;
         let size = channels / head_count;
         if !is_host(joined) {
-            let split = |column| -> Result<Tensor> { joined.narrow(2, column, channels)?.reshape((batch, tokens, head_count, size)) };
+            let split = |column| -> Result<Tensor> {
+                joined.narrow(2, column, channels)?.reshape((batch, tokens, head_count, size))
+            };
             return Ok(Self::Device {
                 keys: split(key_column)?.permute((0, 2, 3, 1))?.contiguous()?,
                 values: split(value_column)?.transpose(1, 2)?.contiguous()?,
@@ -44,8 +52,12 @@ impl KeysValues {
             let pack = |index: usize| {
                 let rows = &values[index / head_count * tokens * width..][..tokens * width];
                 let column = index % head_count * size;
-                let keys = PackedMatrix::pack(1, size, tokens, |_, k, token| rows[token * width + key_column + column + k]);
-                let values = PackedMatrix::pack(1, tokens, size, |_, token, k| rows[token * width + value_column + column + k]);
+                let keys = PackedMatrix::pack(1, size, tokens, |_, k, token| {
+                    rows[token * width + key_column + column + k]
+                });
+                let values = PackedMatrix::pack(1, tokens, size, |_, token, k| {
+                    rows[token * width + value_column + column + k]
+                });
                 (keys, values)
             };
             let heads = (0..batch * head_count).into_par_iter().map(pack).collect();
@@ -58,12 +70,21 @@ impl KeysValues {
 /// channels]`, to `[batch, tokens, channels]`. If `causal`, a token sees itself and those before.
 pub(crate) fn attend(queries: &Tensor, keys_values: &KeysValues, causal: bool) -> Result<Tensor> {
     match keys_values {
-        KeysValues::Host { heads, tokens, channels, head_count } => attend_host(queries, heads, *tokens, *channels, *head_count, causal),
+        KeysValues::Host { heads, tokens, channels, head_count } => {
+            attend_host(queries, heads, *tokens, *channels, *head_count, causal)
+        }
         KeysValues::Device { keys, values } => attend_device(queries, keys, values, causal),
     }
 }
 
-fn attend_host(queries: &Tensor, heads: &[(PackedMatrix, PackedMatrix)], keys: usize, channels: usize, head_count: usize, causal: bool) -> Result<Tensor> {
+fn attend_host(
+    queries: &Tensor,
+    heads: &[(PackedMatrix, PackedMatrix)],
+    keys: usize,
+    channels: usize,
+    head_count: usize,
+    causal: bool,
+) -> Result<Tensor> {
     let (batch, tokens, width) = queries.dims3()?;
     if batch * head_count != heads.len() || width < channels {
         candle_core::bail!("attention of {} heads got queries {:?}", heads.len(), queries.shape());
@@ -76,7 +97,8 @@ fn attend_host(queries: &Tensor, heads: &[(PackedMatrix, PackedMatrix)], keys: u
     let target = unsafe { Target::new(output.as_mut_ptr(), channels) };
     host::with_values(queries, |values| {
         (0..batch * blocks * head_count).into_par_iter().for_each(|task| {
-            let (image, block, head) = (task / (blocks * head_count), task / head_count % blocks, task % head_count);
+            let (image, block, head) =
+                (task / (blocks * head_count), task / head_count % blocks, task % head_count);
             let (head_keys, head_values) = &heads[image * head_count + head];
             let first = block * QUERY_BLOCK;
             let rows = QUERY_BLOCK.min(tokens - first);
@@ -85,7 +107,13 @@ fn attend_host(queries: &Tensor, heads: &[(PackedMatrix, PackedMatrix)], keys: u
             // SAFETY: the scores have a row for each query and a column for each key.
             unsafe {
                 let scores = Target::new(scores.as_mut_ptr(), keys);
-                multiply_into(&DenseRows::new(queries, width, size), rows, head_keys, &Epilogue::default(), scores);
+                multiply_into(
+                    &DenseRows::new(queries, width, size),
+                    rows,
+                    head_keys,
+                    &Epilogue::default(),
+                    scores,
+                );
             }
             let mut scale = [0.0f32; QUERY_BLOCK];
             for (row, (scores, scale)) in scores.chunks_exact_mut(keys).zip(&mut scale).enumerate() {
@@ -135,7 +163,8 @@ for_each_isa! {
 fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool) -> Result<Tensor> {
     let (batch, heads, size, key_tokens) = keys.dims4()?;
     let (_, tokens, _) = queries.dims3()?;
-    let queries = queries.narrow(2, 0, heads * size)?.reshape((batch, tokens, heads, size))?.transpose(1, 2)?;
+    let queries =
+        queries.narrow(2, 0, heads * size)?.reshape((batch, tokens, heads, size))?.transpose(1, 2)?;
     let factor = 1.0 / (size as f64).sqrt();
     let block = (DEVICE_SCORES / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
     let mut outputs = Vec::new();
@@ -145,7 +174,9 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
         let mut scores = queries.matmul(keys)?.to_dtype(DType::F32)?;
         if causal {
             let mask: Vec<f32> = (first..first + rows)
-                .flat_map(|query| (0..key_tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 }))
+                .flat_map(|query| {
+                    (0..key_tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
+                })
                 .collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (rows, key_tokens), scores.device())?)?;
         }

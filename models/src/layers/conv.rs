@@ -68,21 +68,39 @@ enum ConvWeight {
 
 impl Conv2d {
     /// Reads `weight` `[outputs, inputs, kernel, kernel]` and `bias`.
-    pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        window: Window,
+    ) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, true)
     }
 
     /// As [`Conv2d::load`], without a bias.
-    pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize, window: Window) -> WeightsResult<Self> {
+    pub(crate) fn load_without_bias(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        window: Window,
+    ) -> WeightsResult<Self> {
         Self::load_with(weights, inputs, outputs, window, false)
     }
 
-    fn load_with(weights: &Weights, inputs: usize, outputs: usize, window: Window, bias: bool) -> WeightsResult<Self> {
+    fn load_with(
+        weights: &Weights,
+        inputs: usize,
+        outputs: usize,
+        window: Window,
+        bias: bool,
+    ) -> WeightsResult<Self> {
         let k = window.kernel;
         let shape = [outputs, inputs, k, k];
         let weight = if weights.on_host() {
             let values = weights.values("weight", &shape)?;
-            let matrix = PackedMatrix::pack(k * k, inputs, outputs, |tap, input, output| values[(output * inputs + input) * k * k + tap]);
+            let matrix = PackedMatrix::pack(k * k, inputs, outputs, |tap, input, output| {
+                values[(output * inputs + input) * k * k + tap]
+            });
             let bias = bias.then(|| weights.values("bias", &[outputs])).transpose()?;
             ConvWeight::Host { matrix, bias, zeros: vec![0.0; inputs] }
         } else {
@@ -98,12 +116,21 @@ impl Conv2d {
 
     pub(crate) fn forward_with(&self, input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
         match &self.weight {
-            ConvWeight::Host { matrix, bias, zeros } => self.forward_host(matrix, bias.as_deref(), zeros, input, extras),
+            ConvWeight::Host { matrix, bias, zeros } => {
+                self.forward_host(matrix, bias.as_deref(), zeros, input, extras)
+            }
             ConvWeight::Device { weight, bias } => self.forward_device(weight, bias.as_ref(), input, extras),
         }
     }
 
-    fn forward_host(&self, matrix: &PackedMatrix, bias: Option<&[f32]>, zeros: &[f32], input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
+    fn forward_host(
+        &self,
+        matrix: &PackedMatrix,
+        bias: Option<&[f32]>,
+        zeros: &[f32],
+        input: &FeatureMap,
+        extras: ConvExtras,
+    ) -> Result<FeatureMap> {
         let extent = input.extent()?;
         if extent.channels != matrix.depth() {
             candle_core::bail!("a convolution of {} channels got {extent:?}", matrix.depth());
@@ -129,7 +156,13 @@ impl Conv2d {
         Ok(FeatureMap::from_native(host::tensor(output, (extent.batch, height, width, matrix.columns()))?))
     }
 
-    fn forward_device(&self, weight: &Tensor, bias: Option<&Tensor>, input: &FeatureMap, extras: ConvExtras) -> Result<FeatureMap> {
+    fn forward_device(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        input: &FeatureMap,
+        extras: ConvExtras,
+    ) -> Result<FeatureMap> {
         let Window { stride, before, after, .. } = self.window;
         let mut input = input.native().clone();
         if extras.upsample {
@@ -180,15 +213,15 @@ unsafe impl RowSource for WindowRows<'_> {
         let Extent { channels, height, width, .. } = self.extent;
         let kernel = self.window.kernel;
         let zeros = self.zeros[..channels].as_ptr();
-        for r in 0..count {
-            let (image, pixel) = ((first + r) / (self.height * self.width), (first + r) % (self.height * self.width));
+        for (r, row) in (first..first + count).enumerate() {
+            let (image, pixel) = (row / (self.height * self.width), row % (self.height * self.width));
             let (y, x) = (pixel / self.width, pixel % self.width);
             for tap_y in 0..kernel {
-                let row = self.coordinate(y, tap_y, height);
+                let y = self.coordinate(y, tap_y, height);
                 for tap_x in 0..kernel {
-                    let pointer = match (row, self.coordinate(x, tap_x, width)) {
-                        (Some(row), Some(column)) => {
-                            let start = ((image * height + row) * width + column) * channels;
+                    let pointer = match (y, self.coordinate(x, tap_x, width)) {
+                        (Some(y), Some(x)) => {
+                            let start = ((image * height + y) * width + x) * channels;
                             self.values[start..start + channels].as_ptr()
                         }
                         _ => zeros,

@@ -24,7 +24,11 @@ pub(crate) struct FeatureMap(Tensor);
 impl FeatureMap {
     /// From a `[batch, channels, height, width]` tensor.
     pub(crate) fn from_channels_first(tensor: &Tensor) -> Result<Self> {
-        if is_host(tensor) { Ok(Self(tensor.permute((0, 2, 3, 1))?.contiguous()?)) } else { Ok(Self(tensor.clone())) }
+        if is_host(tensor) {
+            Ok(Self(tensor.permute((0, 2, 3, 1))?.contiguous()?))
+        } else {
+            Ok(Self(tensor.clone()))
+        }
     }
 
     /// To a `[batch, channels, height, width]` tensor.
@@ -85,7 +89,9 @@ impl FeatureMap {
         let mut joined = Vec::with_capacity(left.batch * left.height * left.width * channels);
         host::with_values(&self.0, |first| {
             host::with_values(&other.0, |second| {
-                for (first, second) in first.chunks_exact(left.channels).zip(second.chunks_exact(right.channels)) {
+                for (first, second) in
+                    first.chunks_exact(left.channels).zip(second.chunks_exact(right.channels))
+                {
                     joined.extend_from_slice(first);
                     joined.extend_from_slice(second);
                 }

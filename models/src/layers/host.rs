@@ -14,14 +14,21 @@ pub(crate) fn with_values<R>(tensor: &Tensor, body: impl FnOnce(&[f32]) -> R) ->
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
-        candle_core::bail!("a tensor of 32-bit floats in main memory is needed, not {:?} on {:?}", tensor.dtype(), tensor.device());
+        candle_core::bail!(
+            "a tensor of 32-bit floats in main memory is needed, not {:?} on {:?}",
+            tensor.dtype(),
+            tensor.device()
+        );
     };
     let start = layout.start_offset();
     Ok(body(&values[start..start + layout.shape().elem_count()]))
 }
 
 /// Calls `body` with the values of an optional host tensor.
-pub(crate) fn with_optional_values<R>(tensor: Option<&Tensor>, body: impl FnOnce(Option<&[f32]>) -> R) -> Result<R> {
+pub(crate) fn with_optional_values<R>(
+    tensor: Option<&Tensor>,
+    body: impl FnOnce(Option<&[f32]>) -> R,
+) -> Result<R> {
     match tensor {
         Some(tensor) => with_values(tensor, |values| body(Some(values))),
         None => Ok(body(None)),

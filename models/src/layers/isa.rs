@@ -36,9 +36,7 @@ impl Isa {
             {
                 return &[Self::Avx512, Self::Avx2, Self::Portable];
             }
-            if std::arch::is_x86_feature_detected!("avx2")
-                && std::arch::is_x86_feature_detected!("fma")
-            {
+            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
                 return &[Self::Avx2, Self::Portable];
             }
         }

@@ -93,12 +93,7 @@ pub(super) unsafe fn multiply_tile(
 
 /// # Safety
 /// See [`multiply_tile`].
-unsafe fn portable<const ROWS: usize>(
-    taps: &[TapRows],
-    depth: usize,
-    mut panel: *const f32,
-    tile: *mut f32,
-) {
+unsafe fn portable<const ROWS: usize>(taps: &[TapRows], depth: usize, mut panel: *const f32, tile: *mut f32) {
     const WIDTH: usize = panel_width(Isa::Portable);
     let mut sums = [[0.0f32; WIDTH]; ROWS];
     for rows in taps {
@@ -167,6 +162,24 @@ mod x86 {
         };
     }
 
-    kernel!(avx512, "avx512f", 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
-    kernel!(avx2, "avx2,fma", 8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
+    kernel!(
+        avx512,
+        "avx512f",
+        16,
+        _mm512_setzero_ps,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_fmadd_ps,
+        _mm512_storeu_ps
+    );
+    kernel!(
+        avx2,
+        "avx2,fma",
+        8,
+        _mm256_setzero_ps,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_fmadd_ps,
+        _mm256_storeu_ps
+    );
 }

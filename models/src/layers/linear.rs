@@ -10,24 +10,35 @@ use crate::weights::{Weights, WeightsResult};
 
 /// `y = x · Wᵀ + b`.
 pub(crate) enum Linear {
-    Host { matrix: PackedMatrix, bias: Option<Vec<f32>> },
+    Host {
+        matrix: PackedMatrix,
+        bias: Option<Vec<f32>>,
+    },
     /// Weight `[inputs, outputs]`.
-    Device { weight: Tensor, bias: Option<Tensor> },
+    Device {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
 }
 
 impl Linear {
     /// Reads `weight` `[outputs, inputs]` and `bias`.
     pub(crate) fn load(weights: &Weights, inputs: usize, outputs: usize) -> WeightsResult<Self> {
-        Self::load_joined(&[weights.clone()], inputs, outputs, true)
+        Self::load_joined(std::slice::from_ref(weights), inputs, outputs, true)
     }
 
     /// As [`Linear::load`], without a bias.
     pub(crate) fn load_without_bias(weights: &Weights, inputs: usize, outputs: usize) -> WeightsResult<Self> {
-        Self::load_joined(&[weights.clone()], inputs, outputs, false)
+        Self::load_joined(std::slice::from_ref(weights), inputs, outputs, false)
     }
 
     /// Joins maps of the same input into one whose output is theirs side by side, `outputs` each.
-    pub(crate) fn load_joined(parts: &[Weights], inputs: usize, outputs: usize, bias: bool) -> WeightsResult<Self> {
+    pub(crate) fn load_joined(
+        parts: &[Weights],
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> WeightsResult<Self> {
         let shapes = |weights: &Weights| {
             // A 1×1 convolution is a linear map of each pixel; older files keep it in that shape.
             match weights.shape("weight") {
@@ -36,12 +47,21 @@ impl Linear {
             }
         };
         if parts.iter().all(Weights::on_host) {
-            let values = parts.iter().map(|part| part.values("weight", &shapes(part))).collect::<WeightsResult<Vec<_>>>()?;
+            let values = parts
+                .iter()
+                .map(|part| part.values("weight", &shapes(part)))
+                .collect::<WeightsResult<Vec<_>>>()?;
             let matrix = PackedMatrix::pack(1, inputs, parts.len() * outputs, |_, input, output| {
                 values[output / outputs][output % outputs * inputs + input]
             });
             let bias = if bias {
-                Some(parts.iter().map(|part| part.values("bias", &[outputs])).collect::<WeightsResult<Vec<_>>>()?.concat())
+                Some(
+                    parts
+                        .iter()
+                        .map(|part| part.values("bias", &[outputs]))
+                        .collect::<WeightsResult<Vec<_>>>()?
+                        .concat(),
+                )
             } else {
                 None
             };
@@ -53,7 +73,10 @@ impl Linear {
             .collect::<WeightsResult<Vec<_>>>()?;
         let weight = Tensor::cat(&tensors, 0)?.t()?.contiguous()?;
         let bias = if bias {
-            let biases = parts.iter().map(|part| part.tensor("bias", &[outputs])).collect::<WeightsResult<Vec<_>>>()?;
+            let biases = parts
+                .iter()
+                .map(|part| part.tensor("bias", &[outputs]))
+                .collect::<WeightsResult<Vec<_>>>()?;
             Some(Tensor::cat(&biases, 0)?)
         } else {
             None
@@ -76,7 +99,12 @@ impl Linear {
         self.forward_with(input, Some(activation), None)
     }
 
-    fn forward_with(&self, input: &Tensor, activation: Option<Activation>, residual: Option<&Tensor>) -> Result<Tensor> {
+    fn forward_with(
+        &self,
+        input: &Tensor,
+        activation: Option<Activation>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let inputs = input.dim(D::Minus1)?;
         let rows = input.elem_count() / inputs.max(1);
         let mut shape = input.dims().to_vec();
@@ -87,7 +115,8 @@ impl Linear {
                 }
                 let output = host::with_values(input, |values| {
                     host::with_optional_values(residual, |residual| {
-                        let epilogue = Epilogue { bias: bias.as_deref(), activation, residual, ..Epilogue::default() };
+                        let epilogue =
+                            Epilogue { bias: bias.as_deref(), activation, residual, ..Epilogue::default() };
                         multiply(&DenseRows::new(values, inputs, inputs), rows, matrix, &epilogue)
                     })
                 })??;

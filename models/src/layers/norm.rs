@@ -1,6 +1,6 @@
 //! Group normalisation (with SiLU in the same pass) and layer normalisation.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::activation::Activation;
@@ -25,9 +25,15 @@ enum Affine {
 impl Affine {
     fn load(weights: &Weights, channels: usize) -> WeightsResult<Self> {
         if weights.on_host() {
-            Ok(Self::Host { weight: weights.values("weight", &[channels])?, bias: weights.values("bias", &[channels])? })
+            Ok(Self::Host {
+                weight: weights.values("weight", &[channels])?,
+                bias: weights.values("bias", &[channels])?,
+            })
         } else {
-            Ok(Self::Device { weight: weights.tensor("weight", &[channels])?, bias: weights.tensor("bias", &[channels])? })
+            Ok(Self::Device {
+                weight: weights.tensor("weight", &[channels])?,
+                bias: weights.tensor("bias", &[channels])?,
+            })
         }
     }
 }
@@ -41,7 +47,12 @@ pub(crate) struct GroupNorm {
 
 impl GroupNorm {
     /// Reads `weight` and `bias`. `groups` must divide `channels`.
-    pub(crate) fn load(weights: &Weights, groups: usize, channels: usize, epsilon: f64) -> WeightsResult<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        groups: usize,
+        channels: usize,
+        epsilon: f64,
+    ) -> WeightsResult<Self> {
         if groups == 0 || !channels.is_multiple_of(groups) {
             return Err(weights.unsuitable(format!("{channels} channels do not divide into {groups} groups")));
         }
@@ -64,7 +75,9 @@ impl GroupNorm {
                 if extent.channels != weight.len() {
                     candle_core::bail!("a normalisation of {} channels got {extent:?}", weight.len());
                 }
-                let output = host::with_values(input.native(), |values| self.normalise(weight, bias, values, extent, silu))?;
+                let output = host::with_values(input.native(), |values| {
+                    self.normalise(weight, bias, values, extent, silu)
+                })?;
                 Ok(FeatureMap::from_native(host::tensor(output, input.native().shape())?))
             }
             Affine::Device { weight, bias } => {
@@ -77,7 +90,7 @@ impl GroupNorm {
 
     fn forward_device(&self, weight: &Tensor, bias: &Tensor, input: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = input.dims4()?;
-        let values = input.to_dtype(candle_core::DType::F32)?.reshape((batch, self.groups, ()))?;
+        let values = input.to_dtype(DType::F32)?.reshape((batch, self.groups, ()))?;
         let centred = values.broadcast_sub(&values.mean_keepdim(2)?)?;
         let variance = centred.sqr()?.mean_keepdim(2)?;
         centred
@@ -88,7 +101,14 @@ impl GroupNorm {
             .broadcast_add(&bias.reshape((1, channels, 1, 1))?)
     }
 
-    fn normalise(&self, weight: &[f32], bias: &[f32], values: &[f32], extent: Extent, silu: bool) -> Vec<f32> {
+    fn normalise(
+        &self,
+        weight: &[f32],
+        bias: &[f32],
+        values: &[f32],
+        extent: Extent,
+        silu: bool,
+    ) -> Vec<f32> {
         let channels = extent.channels;
         let image = extent.height * extent.width * channels;
         let chunk = CHUNK_PIXELS * channels;
@@ -97,7 +117,11 @@ impl GroupNorm {
             return output;
         }
         let apply = |factors: &[f32], offsets: &[f32], values: &[f32], output: &mut [f32]| {
-            if silu { scale_silu(factors, offsets, values, output) } else { scale(factors, offsets, values, output) }
+            if silu {
+                scale_silu(factors, offsets, values, output)
+            } else {
+                scale(factors, offsets, values, output)
+            }
         };
         let whole_image = |(values, output): (&[f32], &mut [f32])| {
             let sums: Vec<_> = values.chunks(chunk).map(|values| ChannelSums::of(values, channels)).collect();
@@ -110,7 +134,8 @@ impl GroupNorm {
             values.par_chunks(image).zip(output.par_chunks_mut(image)).for_each(whole_image);
         } else {
             for (values, output) in values.chunks(image).zip(output.chunks_mut(image)) {
-                let sums: Vec<_> = values.par_chunks(chunk).map(|values| ChannelSums::of(values, channels)).collect();
+                let sums: Vec<_> =
+                    values.par_chunks(chunk).map(|values| ChannelSums::of(values, channels)).collect();
                 let (factors, offsets) = self.factors(weight, bias, &sums, image);
                 values.par_chunks(chunk).zip(output.par_chunks_mut(chunk)).for_each(|(values, output)| {
                     apply(&factors, &offsets, values, output);
@@ -121,14 +146,22 @@ impl GroupNorm {
     }
 
     /// What to multiply each channel by, and what to add to it.
-    fn factors(&self, weight: &[f32], bias: &[f32], sums: &[ChannelSums], image: usize) -> (Vec<f32>, Vec<f32>) {
+    fn factors(
+        &self,
+        weight: &[f32],
+        bias: &[f32],
+        sums: &[ChannelSums],
+        image: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
         let channels = weight.len();
         let members = channels / self.groups;
         let count = (image / self.groups) as f64;
         let (mut factors, mut offsets) = (vec![0.0; channels], vec![0.0; channels]);
         for group in 0..self.groups {
             let range = group * members..(group + 1) * members;
-            let total = |part: fn(&ChannelSums) -> &[f64]| -> f64 { sums.iter().map(|sums| part(sums)[range.clone()].iter().sum::<f64>()).sum() };
+            let total = |part: fn(&ChannelSums) -> &[f64]| -> f64 {
+                sums.iter().map(|sums| part(sums)[range.clone()].iter().sum::<f64>()).sum()
+            };
             let mean = total(|sums| &sums.sums) / count;
             let variance = (total(|sums| &sums.squares) / count - mean * mean).max(0.0);
             let inverse = 1.0 / (variance + self.epsilon).sqrt();
@@ -207,7 +240,11 @@ impl LayerNorm {
             Affine::Host { weight, bias } => {
                 let channels = input.dim(candle_core::D::Minus1)?;
                 if channels != weight.len() || channels == 0 {
-                    candle_core::bail!("a normalisation of {} channels got {:?}", weight.len(), input.shape());
+                    candle_core::bail!(
+                        "a normalisation of {} channels got {:?}",
+                        weight.len(),
+                        input.shape()
+                    );
                 }
                 let output = host::with_values(input, |values| {
                     let mut output = vec![0.0f32; values.len()];
@@ -216,15 +253,25 @@ impl LayerNorm {
                     if values.len() < PARALLEL_VALUES {
                         layer_norm(weight, bias, epsilon, values, &mut output);
                     } else {
-                        values.par_chunks(chunk).zip(output.par_chunks_mut(chunk)).for_each(|(values, output)| {
-                            layer_norm(weight, bias, epsilon, values, output);
-                        });
+                        values.par_chunks(chunk).zip(output.par_chunks_mut(chunk)).for_each(
+                            |(values, output)| {
+                                layer_norm(weight, bias, epsilon, values, output);
+                            },
+                        );
                     }
                     output
                 })?;
                 host::tensor(output, input.shape())
             }
-            Affine::Device { weight, bias } => candle_nn::ops::layer_norm(&input.contiguous()?, weight, bias, self.epsilon as f32),
+            Affine::Device { weight, bias } => {
+                // candle's fused kernel knows no 64-bit floats.
+                let normalise = if input.dtype() == DType::F64 {
+                    candle_nn::ops::layer_norm_slow
+                } else {
+                    candle_nn::ops::layer_norm
+                };
+                normalise(&input.contiguous()?, weight, bias, self.epsilon as f32)
+            }
         }
     }
 }

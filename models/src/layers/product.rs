@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::activation::Activation;
 use super::isa::Isa;
 use super::kernel::{self, MAX_ROWS, MAX_WIDTH, TapRows};
-use super::activation::Activation;
 
 /// Rows that one task takes: enough to use a panel many times while it is in the cache.
 const TASK_ROWS: usize = 96;
@@ -35,11 +35,22 @@ pub(crate) struct PackedMatrix {
 
 impl PackedMatrix {
     /// Packs the values that `value(tap, depth, column)` names, for this processor.
-    pub(crate) fn pack(taps: usize, depth: usize, columns: usize, value: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
+    pub(crate) fn pack(
+        taps: usize,
+        depth: usize,
+        columns: usize,
+        value: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
         Self::pack_for(Isa::detect(), taps, depth, columns, value)
     }
 
-    pub(crate) fn pack_for(isa: Isa, taps: usize, depth: usize, columns: usize, value: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
+    pub(crate) fn pack_for(
+        isa: Isa,
+        taps: usize,
+        depth: usize,
+        columns: usize,
+        value: impl Fn(usize, usize, usize) -> f32 + Sync,
+    ) -> Self {
         let width = kernel::panel_width(isa);
         let panel_lines = taps * depth * width / 16;
         let mut lines = vec![Line([0.0; 16]); columns.div_ceil(width) * panel_lines];
@@ -192,12 +203,18 @@ impl Target {
 
 /// Multiplies `rows` left rows by the matrix into a new `[rows, columns]` vector, on all threads of
 /// the current pool.
-pub(crate) fn multiply(source: &impl RowSource, rows: usize, matrix: &PackedMatrix, epilogue: &Epilogue) -> Vec<f32> {
+pub(crate) fn multiply(
+    source: &impl RowSource,
+    rows: usize,
+    matrix: &PackedMatrix,
+    epilogue: &Epilogue,
+) -> Vec<f32> {
     let mut output = vec![0.0f32; rows * matrix.columns];
     // SAFETY: the output has `rows` rows of `columns` values and outlives the product.
     let target = unsafe { Target::new(output.as_mut_ptr(), matrix.columns) };
     let panels = matrix.panels();
-    if rayon::current_num_threads() == 1 || rows * matrix.columns * matrix.depth * matrix.taps < PARALLEL_WORK {
+    if rayon::current_num_threads() == 1 || rows * matrix.columns * matrix.depth * matrix.taps < PARALLEL_WORK
+    {
         for first in (0..rows).step_by(TASK_ROWS) {
             multiply_block(source, first..rows.min(first + TASK_ROWS), matrix, 0..panels, epilogue, target);
         }
@@ -221,7 +238,14 @@ pub(crate) fn multiply(source: &impl RowSource, rows: usize, matrix: &PackedMatr
 }
 
 /// Multiplies some rows by some panels on the current thread.
-fn multiply_block(source: &impl RowSource, rows: Range<usize>, matrix: &PackedMatrix, panels: Range<usize>, epilogue: &Epilogue, target: Target) {
+fn multiply_block(
+    source: &impl RowSource,
+    rows: Range<usize>,
+    matrix: &PackedMatrix,
+    panels: Range<usize>,
+    epilogue: &Epilogue,
+    target: Target,
+) {
     let width = kernel::panel_width(matrix.isa);
     let tiles = rows.len().div_ceil(kernel::tile_rows(matrix.isa));
     let bounds = |tile: usize| rows.start + rows.len() * tile / tiles;
@@ -237,13 +261,26 @@ fn multiply_block(source: &impl RowSource, rows: Range<usize>, matrix: &PackedMa
             let (first, end) = (bounds(tile), bounds(tile + 1));
             // SAFETY: the matrix was packed for an instruction set of this processor, a tile has at
             // most `tile_rows` rows, and the source vouches for its pointers.
-            unsafe { kernel::multiply_tile(matrix.isa, end - first, taps, matrix.depth, matrix.panel(panel), &mut values) };
+            unsafe {
+                kernel::multiply_tile(
+                    matrix.isa,
+                    end - first,
+                    taps,
+                    matrix.depth,
+                    matrix.panel(panel),
+                    &mut values,
+                )
+            };
             for (row, values) in (first..end).zip(values.chunks_exact_mut(width)) {
                 let values = &mut values[..used];
                 epilogue.apply(row, column, matrix.columns, values);
                 // SAFETY: the target has this row and these columns, and no other task writes them.
                 unsafe {
-                    std::ptr::copy_nonoverlapping(values.as_ptr(), target.first.add(row * target.stride + column), used);
+                    std::ptr::copy_nonoverlapping(
+                        values.as_ptr(),
+                        target.first.add(row * target.stride + column),
+                        used,
+                    );
                 }
             }
         }
@@ -254,8 +291,71 @@ fn multiply_block(source: &impl RowSource, rows: Range<usize>, matrix: &PackedMa
 ///
 /// # Safety
 /// `target` must hold `rows` rows of the matrix's columns.
-pub(crate) unsafe fn multiply_into(source: &impl RowSource, rows: usize, matrix: &PackedMatrix, epilogue: &Epilogue, target: Target) {
+pub(crate) unsafe fn multiply_into(
+    source: &impl RowSource,
+    rows: usize,
+    matrix: &PackedMatrix,
+    epilogue: &Epilogue,
+    target: Target,
+) {
     for first in (0..rows).step_by(TASK_ROWS) {
-        multiply_block(source, first..rows.min(first + TASK_ROWS), matrix, 0..matrix.panels(), epilogue, target);
+        multiply_block(
+            source,
+            first..rows.min(first + TASK_ROWS),
+            matrix,
+            0..matrix.panels(),
+            epilogue,
+            target,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values without a pattern that a wrong index could keep.
+    fn values(count: usize, seed: u64) -> Vec<f32> {
+        crate::noise::normal(seed, 0, count)
+    }
+
+    fn product(isa: Isa, rows: usize, depth: usize, columns: usize, threads: usize) -> Vec<f32> {
+        let (left, right) = (values(rows * depth, 1), values(depth * columns, 2));
+        let (bias, residual) = (values(columns, 3), values(rows * columns, 4));
+        let matrix =
+            PackedMatrix::pack_for(isa, 1, depth, columns, |_, k, column| right[k * columns + column]);
+        let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Epilogue::default() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| multiply(&DenseRows::new(&left, depth, depth), rows, &matrix, &epilogue))
+    }
+
+    #[test]
+    fn products_are_right_and_equal_to_the_bit_on_all_instruction_sets_and_threads() {
+        for (rows, depth, columns) in
+            [(1, 1, 1), (1, 7, 33), (5, 16, 16), (13, 64, 31), (97, 40, 77), (200, 96, 100)]
+        {
+            let expected = product(Isa::Portable, rows, depth, columns, 1);
+            let (left, right) = (values(rows * depth, 1), values(depth * columns, 2));
+            let (bias, residual) = (values(columns, 3), values(rows * columns, 4));
+            for (index, value) in expected.iter().enumerate() {
+                let (row, column) = (index / columns, index % columns);
+                let terms = (0..depth)
+                    .map(|k| f64::from(left[row * depth + k]) * f64::from(right[k * columns + column]));
+                let exact = terms.sum::<f64>() + f64::from(bias[column]) + f64::from(residual[index]);
+                assert!(
+                    (f64::from(*value) - exact).abs() < 1e-4,
+                    "{rows}×{depth}×{columns} at {index}: {value} is not {exact}"
+                );
+            }
+            for isa in Isa::available() {
+                for threads in [1, 2, 5] {
+                    assert_eq!(
+                        product(*isa, rows, depth, columns, threads),
+                        expected,
+                        "{isa:?}, {threads} threads"
+                    );
+                }
+            }
+        }
     }
 }
