@@ -1,5 +1,6 @@
 //! The one integration binary (each binary relinks RocksDB and candle).
 
+mod chain;
 mod cli;
 mod network;
 mod tidy;

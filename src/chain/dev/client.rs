@@ -100,7 +100,8 @@ impl Client {
         let mut attempt = 1;
         loop {
             let account = self.account(&pair.hotkey()).await?;
-            let payload = Payload { genesis: account.genesis, nonce: account.nonce, call: call.clone() };
+            let (genesis, nonce) = (account.genesis, account.nonce);
+            let payload = Payload { genesis, nonce, id: rand::random(), call: call.clone() };
             let extrinsic = Extrinsic::sign(pair, &payload);
             match self.submit_extrinsic(&extrinsic).await {
                 // Another extrinsic of this hotkey took the nonce: this one was not and never will be

@@ -25,7 +25,7 @@
 //! | `POST /v1/extrinsics` | takes a [`wire::Extrinsic`], answers 202 with [`wire::Submitted`] |
 //! | `GET /v1/extrinsics/{hash}?wait_ms=` | [`wire::Status`], waiting up to 10 s for the inclusion |
 //!
-//! An error is 4xx or 5xx with [`wire::Failure`]. To sign: put genesis, nonce and call ([`wire::Payload`])
+//! An error is 4xx or 5xx with [`wire::Failure`]. To sign: put genesis, nonce, id and call ([`wire::Payload`])
 //! into JSON text, and sign exactly those bytes over `Domain::DevChain`; the text travels as it is.
 
 mod calls;

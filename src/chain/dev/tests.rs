@@ -44,7 +44,7 @@ impl Sandbox {
 
     fn sign(&self, who: u8, call: Call) -> Extrinsic {
         let nonce = self.state.account(&hotkey(who)).nonce;
-        let payload = Payload { genesis: self.state.genesis_hash, nonce, call };
+        let payload = Payload { genesis: self.state.genesis_hash, nonce, id: 0, call };
         Extrinsic::sign(&pair(who), &payload)
     }
 
@@ -222,7 +222,8 @@ fn a_full_subnet_replaces_who_earned_least_once_no_longer_immune() {
 fn only_what_is_for_this_chain_and_in_order_gets_into_a_block() {
     let mut chain = Sandbox::new(rules());
     let call = Call::Faucet { amount: TAO };
-    let sign = |genesis, nonce| Extrinsic::sign(&pair(1), &Payload { genesis, nonce, call: call.clone() });
+    let sign =
+        |genesis, nonce| Extrinsic::sign(&pair(1), &Payload { genesis, nonce, id: 0, call: call.clone() });
     let genesis = chain.state.genesis_hash;
     let mut garbage = sign(genesis, 0);
     garbage.payload = "{".into();
@@ -246,7 +247,7 @@ fn open(path: &std::path::Path) -> Node {
 
 fn sign(node: &Node, who: u8, nonce: u64, call: Call) -> Extrinsic {
     let genesis = node.state().genesis_hash;
-    Extrinsic::sign(&pair(who), &Payload { genesis, nonce, call })
+    Extrinsic::sign(&pair(who), &Payload { genesis, nonce, id: 0, call })
 }
 
 fn refusal(result: Result<Hash, super::node::SubmitError>) -> Refusal {
@@ -272,7 +273,7 @@ fn the_pool_keeps_order_refuses_replays_and_is_bounded() {
     let mut forged = sign(&node, 2, 0, faucet());
     forged.signer = hotkey(3);
     assert_eq!(refusal(node.submit(forged)), Refusal::BadProof);
-    let elsewhere = Payload { genesis: Hash([0; 32]), nonce: 0, call: faucet() };
+    let elsewhere = Payload { genesis: Hash([0; 32]), nonce: 0, id: 0, call: faucet() };
     let elsewhere = Extrinsic::sign(&pair(2), &elsewhere);
     assert_eq!(refusal(node.submit(elsewhere)), Refusal::AncientBirthBlock);
     let early = sign(&node, 2, 0, Call::AddStake { netuid: 1, amount: TAO });

@@ -34,6 +34,9 @@ pub struct Payload {
     pub genesis: Hash,
     /// How many extrinsics of the signer went before.
     pub nonce: u64,
+    /// Any number. Two calls that are meant to be two differ in it, should they race for one nonce; a call that
+    /// is sent again does not.
+    pub id: u32,
     pub call: Call,
 }
 
@@ -143,7 +146,7 @@ mod tests {
     use super::*;
 
     fn payload() -> Payload {
-        Payload { genesis: Hash([7; 32]), nonce: 3, call: Call::Register { netuid: 1 } }
+        Payload { genesis: Hash([7; 32]), nonce: 3, id: 5, call: Call::Register { netuid: 1 } }
     }
 
     #[test]
@@ -153,7 +156,7 @@ mod tests {
         let genesis = "07".repeat(32);
         assert_eq!(
             extrinsic.payload,
-            format!(r#"{{"genesis":"0x{genesis}","nonce":3,"call":{{"register":{{"netuid":1}}}}}}"#)
+            format!(r#"{{"genesis":"0x{genesis}","nonce":3,"id":5,"call":{{"register":{{"netuid":1}}}}}}"#)
         );
         let included = Status::Included { block: 5, refusal: Some(Refusal::Stale) };
         assert_eq!(
