@@ -322,7 +322,9 @@ impl Store {
             // RocksDB would make a new, empty database over the old files.
             return Err(damaged("its CURRENT file is missing".into()));
         }
-        seal::take(path).map_err(damaged)?;
+        if let Some(difference) = seal::take(path).map_err(|e| StoreError::from_io(&e, path))? {
+            return Err(damaged(difference));
+        }
         let options = database_options();
         // The unused default family counts too: after a full disk, RocksDB goes on when the largest write
         // buffer of all families would fit.

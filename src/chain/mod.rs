@@ -6,11 +6,12 @@
 //! - A refusal keeps the name that subtensor's runtime uses ([`Refusal`]), whichever chain it came from.
 //! - Whatever a chain answers is checked before it becomes a [`Metagraph`].
 //!
-//! [`dev`] is the embedded development chain and its client, [`yuma`] its consensus, [`watch`] a cached
+//! [`dev`] is the embedded development chain and its client, [`yuma`] its consensus, [`Watch`] a cached
 //! metagraph that refreshes itself.
 
 pub mod dev;
 mod metagraph;
+mod metrics;
 mod refusal;
 mod settings;
 mod watch;
@@ -23,6 +24,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use metagraph::{Hyperparameters, Metagraph, Neuron};
+pub use metrics::Metrics;
 pub use refusal::Refusal;
 pub use settings::{Settings, SettingsError};
 pub use watch::{View, Watch};

@@ -56,9 +56,9 @@ fn newest_log(path: &Path) -> io::Result<Option<String>> {
     Ok(logs.into_iter().max())
 }
 
-/// Compares the files with the seal and removes it. `Err` says what is different.
-pub(super) fn take(path: &Path) -> Result<(), String> {
-    let Ok(bytes) = fs::read(path.join(NAME)) else { return Ok(()) };
+/// Compares the files with the seal and removes it, or says what is different.
+pub(super) fn take(path: &Path) -> io::Result<Option<String>> {
+    let Ok(bytes) = fs::read(path.join(NAME)) else { return Ok(None) };
     // An unreadable seal proves nothing about the rest.
     let seal: Seal = serde_json::from_slice(&bytes).unwrap_or_default();
     let stale = current_manifest(path).is_ok_and(|manifest| manifest != seal.manifest);
@@ -67,12 +67,15 @@ pub(super) fn take(path: &Path) -> Result<(), String> {
         match fs::metadata(path.join(&name)).map(|m| m.len()) {
             Ok(size) if size == expected => {}
             Ok(size) => {
-                return Err(format!("{name} had {expected} bytes when it was closed, now {size}"));
+                return Ok(Some(format!("{name} had {expected} bytes when it was closed, now {size}")));
             }
-            Err(error) => return Err(format!("{name}: {error}")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Some(format!("{name} is gone")));
+            }
+            Err(error) => return Err(error),
         }
     }
-    remove(path).map_err(|e| format!("cannot remove {NAME}: {e}"))
+    remove(path).map(|()| None)
 }
 
 pub(super) fn remove(path: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //! machine without a real one.
 //!
 //! One process makes a block every so often and answers HTTP with JSON. Hotkeys sign what they do; there
-//! are no coldkeys. A block holds extrinsics, [`state`] applies them, and at the end of each tempo an
+//! are no coldkeys. A block holds extrinsics, `state` applies them, and at the end of each tempo an
 //! epoch of Yuma consensus ([`super::yuma`]) pays incentives and dividends.
 //!
 //! Invariants:
