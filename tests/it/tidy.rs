@@ -30,10 +30,16 @@ fn sources(under: &str) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// Lines of code (comments left out) of `text` that name one of the crates or modules.
+/// A line without its comment and without what is between quotation marks.
+fn code_of(line: &str) -> String {
+    let outside_strings: Vec<&str> = line.split('"').step_by(2).collect();
+    outside_strings.join("\"\"").split("//").next().unwrap_or_default().to_owned()
+}
+
+/// Lines of code (comments and strings left out) of `text` that name one of the crates or modules.
 fn mentions<'a>(text: &'a str, names: &'a [&'a str]) -> impl Iterator<Item = (usize, &'a str)> + 'a {
     text.lines().enumerate().filter_map(move |(number, line)| {
-        let code = line.split("//").next().unwrap_or_default();
+        let code = code_of(line);
         let named = names.iter().any(|name| {
             code.match_indices(name).any(|(at, _)| {
                 let before = code[..at].chars().next_back();

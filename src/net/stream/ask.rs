@@ -143,6 +143,8 @@ impl Asker {
         let stream = self.links.request(&miner_peer)?;
         let _open = OpenGauge::new(&self.metrics.outbound_streams);
         let open = self.open(query, hotkey.hotkey(), miner_peer);
+        // A miner would count a model id or deadline out of bounds against this node.
+        open.check().map_err(|e| QueryError::Invalid(e.to_string()))?;
         let signed = SignedOpen::sign(&open, hotkey);
         let request_hash = signed.request_hash();
         let opened = clock.wait(stream).await??;
@@ -309,14 +311,14 @@ impl Exchange<'_> {
             };
             match kind {
                 FrameKind::Accepted => {
-                    let accepted = codec::decode::<Accepted, { wire::FRAME }>(&payload)
+                    let accepted = Accepted::decode(&payload)
                         .map_err(|_| bad("acceptance"))?;
                     progress(QueryProgress::Accepted {
                         queue_position: accepted.queue_position,
                     });
                 }
                 FrameKind::Progress => {
-                    let step = codec::decode::<Progress, { wire::FRAME }>(&payload)
+                    let step = Progress::decode(&payload)
                         .map_err(|_| bad("progress"))?;
                     progress(QueryProgress::Step {
                         step: step.step,
