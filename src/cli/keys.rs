@@ -88,27 +88,12 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let folder = DataFolder::locate(args.data_dir.as_deref(), Role::Validator)?;
     let access = Access::open(&folder).await?;
     match args.command {
-        Command::New {
-            name,
-            rate,
-            concurrent,
-            credits,
-        } => {
-            let created = access
-                .create(NewKey {
-                    name,
-                    rate,
-                    concurrent,
-                    credits,
-                })
-                .await?;
+        Command::New { name, rate, concurrent, credits } => {
+            let created = access.create(NewKey { name, rate, concurrent, credits }).await?;
             if json {
                 return print_json(&created);
             }
-            eprintln!(
-                "Key {} ({}). Keep it: it is not shown again.",
-                created.view.id, created.view.name
-            );
+            eprintln!("Key {} ({}). Keep it: it is not shown again.", created.view.id, created.view.name);
             println!("{}", created.key);
         }
         Command::List { all } => {
@@ -120,25 +105,10 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
             print!("{}", table(&views));
         }
         Command::Usage { id } => show(&access.get(&id).await?, json)?,
-        Command::Update {
-            id,
-            name,
-            rate,
-            concurrent,
-            add_credits,
-            unlimited,
-        } => {
-            let change = KeyChange {
-                name,
-                rate,
-                concurrent,
-                add_credits,
-                unlimited,
-            };
+        Command::Update { id, name, rate, concurrent, add_credits, unlimited } => {
+            let change = KeyChange { name, rate, concurrent, add_credits, unlimited };
             if change == KeyChange::default() {
-                bail!(
-                    "nothing to change: give --name, --rate, --concurrent, --add-credits or --unlimited"
-                );
+                bail!("nothing to change: give --name, --rate, --concurrent, --add-credits or --unlimited");
             }
             show(&access.change(&id, change).await?, json)?;
         }
@@ -160,10 +130,7 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 /// The one process that may touch the keys: a running node, or this one.
 enum Access {
-    Running {
-        client: reqwest::Client,
-        node: AdminFile,
-    },
+    Running { client: reqwest::Client, node: AdminFile },
     Stopped(Ledger),
 }
 
@@ -172,14 +139,8 @@ impl Access {
         let file = AdminFile::read(folder.path())
             .with_context(|| format!("cannot read {}", AdminFile::path(folder.path()).display()))?;
         if let Some(node) = file {
-            let client = reqwest::Client::builder()
-                .no_proxy()
-                .timeout(Duration::from_secs(10))
-                .build()?;
-            let probe = client
-                .get(format!("http://{}/keys", node.address))
-                .bearer_auth(&node.token)
-                .send();
+            let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+            let probe = client.get(format!("http://{}/keys", node.address)).bearer_auth(&node.token).send();
             match probe.await {
                 Ok(answer) if answer.status().is_success() => {
                     return Ok(Self::Running { client, node });
@@ -201,19 +162,13 @@ impl Access {
             );
         }
         let store = Store::open(&database)?;
-        Ok(Self::Stopped(Ledger::open(
-            store,
-            Settings::default().key_defaults(),
-        )?))
+        Ok(Self::Stopped(Ledger::open(store, Settings::default().key_defaults())?))
     }
 
     async fn create(&self, new: NewKey) -> anyhow::Result<CreatedKey> {
         match self {
             Self::Running { client, node } => {
-                call(client, node, Method::POST, "/keys", |request| {
-                    request.json(&new)
-                })
-                .await
+                call(client, node, Method::POST, "/keys", |request| request.json(&new)).await
             }
             Self::Stopped(ledger) => Ok(ledger.create(new)?),
         }
@@ -238,10 +193,7 @@ impl Access {
     async fn change(&self, id: &KeyId, change: KeyChange) -> anyhow::Result<KeyView> {
         match self {
             Self::Running { client, node } => {
-                call(client, node, Method::PATCH, &format!("/keys/{id}"), |r| {
-                    r.json(&change)
-                })
-                .await
+                call(client, node, Method::PATCH, &format!("/keys/{id}"), |r| r.json(&change)).await
             }
             Self::Stopped(ledger) => Ok(ledger.change(id, change)?),
         }
@@ -266,15 +218,10 @@ async fn call<T: DeserializeOwned>(
     path: &str,
     with: impl FnOnce(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<T> {
-    let request = client
-        .request(method, format!("http://{}{path}", node.address))
-        .bearer_auth(&node.token);
+    let request = client.request(method, format!("http://{}{path}", node.address)).bearer_auth(&node.token);
     let answer = with(request).send().await?;
     let status = answer.status();
-    let body: serde_json::Value = answer
-        .json()
-        .await
-        .context("the node's answer is not JSON")?;
+    let body: serde_json::Value = answer.json().await.context("the node's answer is not JSON")?;
     if status.is_success() {
         return Ok(serde_json::from_value(body)?);
     }
@@ -296,24 +243,11 @@ fn show(view: &KeyView, json: bool) -> anyhow::Result<()> {
     let usage = &view.usage;
     println!("key        {}", view.id);
     println!("name       {}", view.name);
-    println!(
-        "state      {}",
-        if view.revoked_ms.is_some() {
-            "revoked"
-        } else {
-            "open"
-        }
-    );
-    println!(
-        "rate       {} a minute, {} at once",
-        view.requests_per_minute, view.concurrent
-    );
+    println!("state      {}", if view.revoked_ms.is_some() { "revoked" } else { "open" });
+    println!("rate       {} a minute, {} at once", view.requests_per_minute, view.concurrent);
     println!("credits    {}", credits(view));
     println!("spent      {}", Credits(usage.spent_thousandths));
-    println!(
-        "requests   {} let in, {} refused",
-        usage.requests, usage.refused
-    );
+    println!("requests   {} let in, {} refused", usage.requests, usage.refused);
     println!("images     {}", usage.images);
     println!("embeddings {}", usage.embeddings);
     println!("last used  {}", ago(usage.last_used_ms));
@@ -344,16 +278,7 @@ fn table(views: &[KeyView]) -> String {
     if views.is_empty() {
         return "no keys; make one with `argus keys new NAME`\n".into();
     }
-    let head = [
-        "KEY",
-        "NAME",
-        "RATE",
-        "CREDITS",
-        "IMAGES",
-        "EMBEDDINGS",
-        "LAST USED",
-    ]
-    .map(str::to_owned);
+    let head = ["KEY", "NAME", "RATE", "CREDITS", "IMAGES", "EMBEDDINGS", "LAST USED"].map(str::to_owned);
     let rows = views.iter().map(|view| {
         let name = match view.revoked_ms {
             Some(_) => format!("{} (revoked)", view.name),
@@ -370,18 +295,10 @@ fn table(views: &[KeyView]) -> String {
         ]
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..7).map(width).collect();
     let line = |row: &[String; 7]| {
-        let cells = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     rows.iter().map(line).collect()

@@ -89,7 +89,8 @@ impl Node {
         let (watch, task) = Watch::start(chain.clone(), self.netuid, &config.chain, token);
         self.tree.spawn(Stage::Carry, "the chain watch", async move { Ok(task.await?) });
         if let Err(error) = watch.ready(FIRST_METAGRAPH).await {
-            return Err(anyhow!(error).context(format!("reading subnet {} from {}", self.netuid, config.chain.endpoint)));
+            return Err(anyhow!(error)
+                .context(format!("reading subnet {} from {}", self.netuid, config.chain.endpoint)));
         }
         Ok((chain, watch))
     }

@@ -98,7 +98,9 @@ fn the_commands_of_the_readme_are_commands() {
     for line in readme.lines().map(str::trim) {
         if line.starts_with("```") {
             inside = !inside;
-        } else if let Some(at) = line.find("argus ").filter(|at| inside && (*at == 0 || line[..*at].ends_with("$("))) {
+        } else if let Some(at) =
+            line.find("argus ").filter(|at| inside && (*at == 0 || line[..*at].ends_with("$(")))
+        {
             let command = line[at..].split(" | ").next().unwrap().trim_end_matches(')');
             let words = words(&command.replace("$name", "name").replace("$HOTKEY", HOTKEY));
             if let Err(error) = Cli::try_parse_from(&words) {

@@ -98,18 +98,18 @@ async fn cheats_end_below_every_honest_miner() {
     assert_ne!(config, PRESET);
     let net = start(options(dir.path(), &miners, &config)).await;
     let validator = &net.validators[0].dir;
-    let first = wait_for("period", Duration::from_secs(60), validator, |work| {
-        work["period"]["number"].as_u64()
-    })
-    .await;
+    let first =
+        wait_for("period", Duration::from_secs(60), validator, |work| work["period"]["number"].as_u64())
+            .await;
     // The running period is a part of one: the next is the first full one, and it has to be over.
-    let scores: Vec<f64> = wait_for("scores after a full period", Duration::from_secs(180), validator, |work| {
-        if work["period"]["number"].as_u64()? < first + 2 {
-            return None;
-        }
-        net.miners.iter().map(|m| miner(work, &m.hotkey)?["score"].as_f64()).collect()
-    })
-    .await;
+    let scores: Vec<f64> =
+        wait_for("scores after a full period", Duration::from_secs(180), validator, |work| {
+            if work["period"]["number"].as_u64()? < first + 2 {
+                return None;
+            }
+            net.miners.iter().map(|m| miner(work, &m.hotkey)?["score"].as_f64()).collect()
+        })
+        .await;
     let (honest, cheats) = scores.split_at(2);
     let worst = honest.iter().copied().fold(f64::INFINITY, f64::min);
     for (kind, score) in CHEATS.iter().zip(cheats) {

@@ -101,13 +101,26 @@ impl ByHand {
         let config = at("devnet.toml");
         std::fs::write(&config, PRESET).unwrap();
         let config = config.display().to_string();
-        let relay =
-            Node::start(&at("relay.log"), &[&["relay", "--config", &config][..], &LISTEN].concat(), at("relay"));
+        let relay = Node::start(
+            &at("relay.log"),
+            &[&["relay", "--config", &config][..], &LISTEN].concat(),
+            at("relay"),
+        );
         let addresses = relay.ready["addresses"].as_array().unwrap();
         let bootstrap = addresses[0].as_str().unwrap();
         let common: Vec<String> = [
-            "--config", &config, "--chain", &url, "--netuid", "1", "--bootstrap", bootstrap, "--wallet-path",
-            &wallets, "--wallet", "demo",
+            "--config",
+            &config,
+            "--chain",
+            &url,
+            "--netuid",
+            "1",
+            "--bootstrap",
+            bootstrap,
+            "--wallet-path",
+            &wallets,
+            "--wallet",
+            "demo",
         ]
         .iter()
         .chain(&LISTEN)
