@@ -108,8 +108,10 @@ impl Jobs {
                 let _ = steps.as_ref().map(|steps| steps.try_send(Step { step, of }));
             }
             JobEvent::Done(result) => {
-                // Whoever asked may be gone.
-                let _ = sender.take().map(|sender| sender.send(result));
+                if let Some(sender) = sender.take() {
+                    // Whoever asked may be gone.
+                    let _ = sender.send(result);
+                }
             }
         });
         self.engine.submit(job, cancel.0.clone(), sink).map_err(refused)?;

@@ -96,6 +96,12 @@ const LOOK_FOR: Duration = Duration::from_secs(2);
 /// The least weight in the queue, as a share of all validators' stake: small validators are served too.
 const LEAST_WEIGHT: f64 = 0.05;
 
+/// What became of a query at the door.
+enum Admittance {
+    In(Admitted),
+    Refused(InboundQuery, Rejection),
+}
+
 /// What all queries of a miner share.
 struct Shared {
     settings: Settings,
@@ -155,10 +161,10 @@ pub async fn run(
         };
         let Some(query) = query else { break Err(MinerError::Net) };
         match shared.admit(query) {
-            Ok(admitted) => {
+            Admittance::In(admitted) => {
                 queries_under_way.spawn(admitted.serve());
             }
-            Err((query, rejection)) => {
+            Admittance::Refused(query, rejection) => {
                 // Beyond the bound the stream is closed without a word.
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
                     let refused = shared.clone().refuse(query, rejection);
@@ -214,7 +220,7 @@ impl Shared {
         share.unwrap_or_default().max(LEAST_WEIGHT)
     }
 
-    fn admit(self: &Arc<Self>, query: InboundQuery) -> Result<Admitted, (InboundQuery, Rejection)> {
+    fn admit(self: &Arc<Self>, query: InboundQuery) -> Admittance {
         let standing = self.standing(&query.open().validator);
         let entered = self.admission.lock().enter(query.open(), query.peer(), standing, |task, model| {
             let usual = self.backend.usual_work(task, model)?;
@@ -226,8 +232,8 @@ impl Shared {
             })
         });
         match entered {
-            Ok(()) => Ok(Admitted::new(self.clone(), query)),
-            Err(rejection) => Err((query, rejection)),
+            Ok(()) => Admittance::In(Admitted::new(self.clone(), query)),
+            Err(rejection) => Admittance::Refused(query, rejection),
         }
     }
 
@@ -237,14 +243,20 @@ impl Shared {
         if rejection.reason != Reason::Unauthorised || !self.may_look_again() {
             return self.reject(query, rejection).await;
         }
-        let mut chain = self.chain.clone();
-        chain.refresh();
         // Whether it came or not, what is known then decides.
-        let _ = tokio::time::timeout(LOOK_FOR, chain.changed()).await;
+        let _ = tokio::time::timeout(LOOK_FOR, self.look_again()).await;
         match self.admit(query) {
-            Ok(admitted) => admitted.serve().await,
-            Err((query, rejection)) => self.reject(query, rejection).await,
+            Admittance::In(admitted) => admitted.serve().await,
+            Admittance::Refused(query, rejection) => self.reject(query, rejection).await,
         }
+    }
+
+    /// Resolves when the metagraph was read anew.
+    async fn look_again(&self) {
+        let mut chain = self.chain.clone();
+        let before = chain.view().read_at;
+        chain.refresh();
+        while chain.view().read_at == before && chain.changed().await {}
     }
 
     fn may_look_again(&self) -> bool {

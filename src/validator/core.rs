@@ -151,7 +151,7 @@ impl Core {
             periods.restore_closed(period, tallies);
         }
         for row in restored.scores {
-            periods.add(row.period, row.task, row.miner, row.score);
+            periods.add(row.period, row.task, row.miner, row.score, row.is_failure());
         }
         let mut submission = Submission::restore(restored.included, restored.intent);
         if let Some(&last) = periods.closed().keys().next_back() {
@@ -396,7 +396,7 @@ impl Core {
     fn stored(&mut self, rows: Vec<Score>) {
         self.no_longer_storing(&rows);
         for Score { row, .. } in &rows {
-            self.periods.add(row.period, row.task, row.miner, row.score);
+            self.periods.add(row.period, row.task, row.miner, row.score, row.is_failure());
         }
     }
 

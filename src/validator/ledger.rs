@@ -181,7 +181,7 @@ mod tests {
         let (folder, ledger) = ledger();
         let tallies = Tallies::from([(
             (TaskKind::TextToImage, Hotkey::from_bytes([1; 32])),
-            Tally { sum: 2.25, count: 2 },
+            Tally { sum: 2.25, count: 2, failed: 0 },
         )]);
         ledger.store_scores(&[score(7, 1, 1.25), score(8, 2, 0.75)]).unwrap();
         ledger.store_scores(&[score(8, 3, 0.0)]).unwrap();

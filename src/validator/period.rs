@@ -53,6 +53,9 @@ pub struct Tally {
     pub sum: f64,
     /// How many. 0 in a closed period: the miner had served before and was not there to be asked.
     pub count: u32,
+    /// Of these, queries that brought no answer.
+    #[serde(default)]
+    pub failed: u32,
 }
 
 impl Tally {
@@ -93,7 +96,7 @@ impl Periods {
     }
 
     /// Counts a score. One that comes after its period was closed still counts there.
-    pub fn add(&mut self, period: PeriodId, task: TaskKind, miner: Hotkey, score: f32) {
+    pub fn add(&mut self, period: PeriodId, task: TaskKind, miner: Hotkey, score: f32, failed: bool) {
         let tallies = match self.closed.get_mut(&period) {
             Some(closed) => closed,
             None => self.open.entry(period).or_default(),
@@ -101,6 +104,7 @@ impl Periods {
         let tally = tallies.entry((task, miner)).or_default();
         tally.sum += f64::from(score);
         tally.count += 1;
+        tally.failed += u32::from(failed);
     }
 
     /// Closes the periods that are over and forgets those beyond the number kept. `absent` are miners that
@@ -189,8 +193,8 @@ mod tests {
     #[test]
     fn standings_are_means_of_closed_periods_only() {
         let mut periods = periods(3);
-        periods.add(0, TASK, miner(1), 1.0);
-        periods.add(0, TASK, miner(1), 0.5);
+        periods.add(0, TASK, miner(1), 1.0, false);
+        periods.add(0, TASK, miner(1), 0.5, false);
         assert!(periods.standings(TASK).is_empty());
         assert!(periods.advance(9_999, &BTreeSet::new()).is_empty());
         assert_eq!(periods.advance(10_000, &BTreeSet::new()), [0]);
@@ -202,12 +206,12 @@ mod tests {
     fn a_newcomer_is_damped_and_an_absent_miner_falls() {
         let mut periods = periods(4);
         for period in 0..4 {
-            periods.add(period, TASK, miner(1), 1.0);
+            periods.add(period, TASK, miner(1), 1.0, false);
             if period < 2 {
-                periods.add(period, TASK, miner(2), 1.0);
+                periods.add(period, TASK, miner(2), 1.0, false);
             }
             if period == 3 {
-                periods.add(period, TASK, miner(3), 1.0);
+                periods.add(period, TASK, miner(3), 1.0, false);
             }
             periods.advance(periods.start_ms(period + 1), &BTreeSet::from([miner(2), miner(9)]));
         }
@@ -221,7 +225,7 @@ mod tests {
     #[test]
     fn old_periods_are_forgotten_and_downtime_is_not_held_against_miners() {
         let mut periods = periods(2);
-        periods.add(0, TASK, miner(1), 1.0);
+        periods.add(0, TASK, miner(1), 1.0, false);
         periods.advance(10_000, &BTreeSet::new());
         periods.advance(20_000, &BTreeSet::new());
         assert_eq!(periods.standings(TASK)[&miner(1)], 1.0);
@@ -232,23 +236,23 @@ mod tests {
     #[test]
     fn a_late_score_counts_where_it_belongs() {
         let mut periods = periods(3);
-        periods.add(0, TASK, miner(1), 1.0);
+        periods.add(0, TASK, miner(1), 1.0, false);
         periods.advance(10_000, &BTreeSet::new());
-        periods.add(0, TASK, miner(1), 0.0);
+        periods.add(0, TASK, miner(1), 0.0, false);
         assert_eq!(periods.standings(TASK)[&miner(1)], 0.5);
     }
 
     #[test]
     fn what_is_restored_stands_as_before() {
         let mut before = periods(3);
-        before.add(0, TASK, miner(1), 1.25);
+        before.add(0, TASK, miner(1), 1.25, false);
         before.advance(10_000, &BTreeSet::new());
-        before.add(1, TASK, miner(1), 0.75);
+        before.add(1, TASK, miner(1), 0.75, false);
         let mut after = periods(3);
         for (period, tallies) in before.closed() {
             after.restore_closed(*period, tallies.clone());
         }
-        after.add(1, TASK, miner(1), 0.75);
+        after.add(1, TASK, miner(1), 0.75, false);
         for periods in [&mut before, &mut after] {
             periods.advance(20_000, &BTreeSet::new());
         }

@@ -43,6 +43,16 @@ pub struct ScoreRow {
     pub elapsed_ms: u64,
 }
 
+impl ScoreRow {
+    /// Whether there was no answer.
+    pub fn is_failure(&self) -> bool {
+        self.verdict != RIGHT && self.verdict != WRONG
+    }
+}
+
+const RIGHT: &str = "right";
+const WRONG: &str = "wrong";
+
 /// A score on its way to the store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
@@ -108,8 +118,8 @@ pub enum Next {
 
 fn label(verdict: Verdict) -> &'static str {
     match verdict {
-        Verdict::Right => "right",
-        Verdict::Wrong { .. } => "wrong",
+        Verdict::Right => RIGHT,
+        Verdict::Wrong { .. } => WRONG,
         Verdict::Failed => Failure::BadAnswer.label(),
     }
 }

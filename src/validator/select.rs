@@ -1,8 +1,9 @@
 //! Which miners are asked.
 //!
 //! Synthetic rounds go to the miner asked least, ties by lot, and to one other by lot, so that over time all
-//! are measured alike and nobody can foresee their rival. Organic queries go to the best that has room: by
-//! recent score and expected wait, never one of the worst tenth while others are there. A miner that keeps
+//! are measured alike and nobody can foresee their rival. Organic queries go to the best that has room: of
+//! those whose recent score is near the best, the one with the shortest wait, never one of the worst tenth
+//! while others are there. A miner that keeps
 //! failing rests for growing pauses; one that is full rests for as long as it says.
 
 use std::{
@@ -27,8 +28,13 @@ const EXCUSED_IN_A_ROW: u32 = 3;
 const BUSY_LONGEST_MS: u32 = 60_000;
 /// However much concurrency a record claims.
 const IN_FLIGHT_LIMIT: u32 = 64;
+/// Organic queries may wait at a miner, for its queue is there for that: so many are out for each that it
+/// takes at once.
+const ORGANIC_DEPTH: u32 = 4;
 /// The share of the worst miners that organic queries avoid.
 const ORGANIC_AVOIDS: f64 = 0.1;
+/// Organic queries go to nobody whose recent mean is below this share of the best one's.
+const ORGANIC_QUALITY: f64 = 0.7;
 /// Weight of the newest latency in the running mean.
 const LATENCY_WEIGHT: f64 = 0.2;
 /// Records are looked up again after this, sooner while there is none.
@@ -138,9 +144,11 @@ impl Miner {
         u32::from(capability.concurrency).clamp(1, IN_FLIGHT_LIMIT)
     }
 
-    fn is_free(&self, task: TaskKind, model: &str, now_ms: u64) -> bool {
+    /// Whether it may be asked while `depth` times as many queries are out as it takes at once.
+    fn has_room(&self, task: TaskKind, model: &str, depth: u32, now_ms: u64) -> bool {
         let capability = self.capability(task, model);
-        now_ms >= self.rests_until_ms && capability.is_some_and(|c| self.in_flight < Self::takes_at_once(c))
+        let room = |c: &Capability| self.in_flight < depth * Self::takes_at_once(c);
+        now_ms >= self.rests_until_ms && capability.is_some_and(room)
     }
 
     pub fn presence(&self, now_ms: u64) -> Presence {
@@ -295,7 +303,7 @@ impl Miners {
         now_ms: u64,
         rng: &mut impl Rng,
     ) -> Vec<Hotkey> {
-        let free = |(_, miner): &(&Hotkey, &Miner)| miner.is_free(task, model, now_ms);
+        let free = |(_, miner): &(&Hotkey, &Miner)| miner.has_room(task, model, 1, now_ms);
         let mut free: Vec<(Hotkey, u64)> =
             self.0.iter().filter(free).map(|(h, m)| (*h, m.asked.get(&task).copied().unwrap_or(0))).collect();
         free.shuffle(rng);
@@ -319,11 +327,16 @@ impl Miners {
         quality: impl Fn(&Hotkey) -> Option<f64>,
         rng: &mut impl Rng,
     ) -> Result<Hotkey, NoRoom> {
+        let serving = self.0.iter().filter(|(_, m)| m.capability(task, model).is_some());
+        let best = serving.filter_map(|(hotkey, _)| quality(hotkey)).fold(0.0, f64::max);
         let mut free: Vec<(Hotkey, f64, f64)> = self
             .0
             .iter()
-            .filter(|(hotkey, m)| !tried.contains(hotkey) && m.is_free(task, model, now_ms))
-            .map(|(hotkey, m)| (*hotkey, quality(hotkey).unwrap_or(NEWCOMER), m.wait_ms(task, model)))
+            .filter(|(hotkey, m)| !tried.contains(hotkey) && m.has_room(task, model, ORGANIC_DEPTH, now_ms))
+            .map(|(hotkey, m)| (*hotkey, quality(hotkey), m.wait_ms(task, model)))
+            // Being fast makes up for nothing.
+            .filter(|(_, quality, _)| quality.is_none_or(|q| q >= best * ORGANIC_QUALITY))
+            .map(|(hotkey, quality, wait)| (hotkey, quality.unwrap_or(NEWCOMER), wait))
             .collect();
         if free.is_empty() {
             return Err(self.no_room(task, model, now_ms));
@@ -332,8 +345,8 @@ impl Miners {
         free.sort_by(|a, b| b.1.total_cmp(&a.1));
         let worst = (free.len() as f64 * ORGANIC_AVOIDS).ceil() as usize;
         free.truncate((free.len() - worst).max(1));
-        let utility = |(_, quality, wait): &(Hotkey, f64, f64)| quality / wait;
-        let best = free.iter().max_by(|a, b| utility(a).total_cmp(&utility(b))).expect("not empty").0;
+        let worth = |(_, quality, wait): &(Hotkey, f64, f64)| quality / wait;
+        let best = free.iter().max_by(|a, b| worth(a).total_cmp(&worth(b))).expect("not empty").0;
         self.asked(&best, task);
         Ok(best)
     }
@@ -353,7 +366,7 @@ impl Miners {
         now_ms: u64,
         rng: &mut impl Rng,
     ) -> Option<Hotkey> {
-        let free = self.0.iter().filter(|(h, m)| !tried.contains(h) && m.is_free(task, model, now_ms));
+        let free = self.0.iter().filter(|(h, m)| !tried.contains(h) && m.has_room(task, model, 1, now_ms));
         let free: Vec<Hotkey> = free.map(|(hotkey, _)| *hotkey).collect();
         let rival = *free.choose(rng)?;
         self.asked(&rival, task);

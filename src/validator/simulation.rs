@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +23,7 @@ const BLOCK_MS: u64 = 12_000;
 const START_MS: u64 = 1_700_000_123_000;
 
 /// What a miner does with a request.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Habit {
     Honest { mean_ms: u64 },
     /// Noise, at once.
@@ -118,6 +118,10 @@ struct Simulation {
     chain_down: bool,
     alarms: usize,
     weight_sets: Vec<Included>,
+    /// The chance of a client's query at each tick.
+    clients: f64,
+    /// Clients' queries by the habit of the miner that was picked.
+    served: BTreeMap<Habit, u64>,
 }
 
 impl Simulation {
@@ -142,6 +146,8 @@ impl Simulation {
             chain_down: false,
             alarms: 0,
             weight_sets: Vec::new(),
+            clients: 0.0,
+            served: BTreeMap::new(),
         };
         simulation.boot();
         simulation
@@ -192,7 +198,12 @@ impl Simulation {
             }
             self.now_ms = at;
             match &event {
-                Event::Tick => self.schedule(TICK_MS, Event::Tick),
+                Event::Tick => {
+                    self.schedule(TICK_MS, Event::Tick);
+                    if self.rng.random_bool(self.clients) {
+                        self.ask_as_client();
+                    }
+                }
                 Event::Chain { .. } => {
                     let next = self.chain_event();
                     self.schedule(BLOCK_MS, next);
@@ -271,6 +282,21 @@ impl Simulation {
             Reply { elapsed: Duration::from_millis(after), receipt: Arc::new(receipt) }
         });
         self.schedule(after, Event::Answered { round, miner, outcome });
+    }
+
+    /// A client's query; one in ten clients goes away at once.
+    fn ask_as_client(&mut self) {
+        let picked = self.core.organic(TaskKind::TextToImage, MODEL, &BTreeSet::new(), self.now_ms);
+        let Ok(OrganicPick { round, miner, rival, .. }) = picked else { return };
+        if self.rng.random_bool(0.1) {
+            self.schedule(0, Event::Abandoned { round, miner });
+        } else {
+            self.ask(round, miner);
+        }
+        *self.served.entry(self.miners[&miner]).or_default() += 1;
+        if let Some(rival) = rival {
+            self.ask(round, rival);
+        }
     }
 
     fn answers_of(&self, round: RoundId) -> Vec<(Hotkey, Answer)> {
@@ -426,7 +452,7 @@ fn the_same_seed_replays_the_same_run() {
         (shares, simulation.order, simulation.disk.receipts)
     };
     assert_eq!(run(30), run(30));
-    assert_ne!(run(30).1, run(31).1);
+    assert_ne!(run(30).0, run(31).0);
 }
 
 #[test]
@@ -461,4 +487,24 @@ fn when_everybody_is_unreachable_nobody_is_blamed() {
     simulation.run_until(START_MS + 120_000);
     assert!(simulation.asked.values().sum::<u64>() > 12);
     assert!(simulation.disk.rows.is_empty(), "this node may be the one that is offline");
+}
+
+#[test]
+fn clients_get_honest_miners_and_leave_nothing_behind() {
+    for seed in 70..74 {
+        let mut simulation = Simulation::new(seed, settings(300), &population(40, 3));
+        simulation.clients = 0.8;
+        simulation.run_until(simulation.end_of_period(1));
+        simulation.served.clear();
+        simulation.run_until(simulation.end_of_period(3));
+        let all: u64 = simulation.served.values().sum();
+        let cheated: u64 = CHEATS.iter().filter_map(|cheat| simulation.served.get(cheat)).sum();
+        assert!(all > 500 && cheated * 50 < all, "seed {seed}: {:?}", simulation.served);
+        simulation.clients = 0.0;
+        simulation.core.settings.synthetic = false;
+        simulation.run_until(simulation.now_ms + 120_000);
+        assert_eq!(simulation.core.rounds(), 0, "seed {seed}: rounds never end");
+        assert!(simulation.core.miners().iter().all(|(_, m)| m.in_flight() == 0), "seed {seed}: queries never end");
+        assert!(simulation.answers.is_empty(), "seed {seed}: answers are kept");
+    }
 }

@@ -163,18 +163,19 @@ pub(super) fn status(driver: &Driver) -> Status {
 
 fn miner_status(miner: &MinerReport, current: Option<&Tallies>) -> MinerStatus {
     let means = || if miner.standing.is_empty() { miner.recent.values() } else { miner.standing.values() };
-    let count = means().count();
+    let tasks = means().count();
     let latency = miner.latency_ms.get(&TaskKind::TextToImage).or(miner.latency_ms.values().next());
-    let scored = current.into_iter().flatten().filter(|((_, of), _)| *of == miner.hotkey);
+    let tallies = current.into_iter().flatten().filter(|((_, of), _)| *of == miner.hotkey);
+    let (count, failed) = tallies.fold((0, 0), |(count, failed), (_, t)| (count + t.count, failed + t.failed));
     MinerStatus {
         hotkey: miner.hotkey,
         uid: miner.uid,
         reachable: matches!(miner.state, Presence::Ready | Presence::Full),
         models: miner.models.clone(),
-        score: (count > 0).then(|| means().sum::<f64>() / count as f64),
+        score: (tasks > 0).then(|| means().sum::<f64>() / tasks as f64),
         weight: miner.share,
-        answered: scored.map(|(_, tally)| u64::from(tally.count)).sum(),
-        failed: miner.failures.values().sum(),
+        answered: (count - failed).into(),
+        failed: failed.into(),
         latency_ms: latency.copied(),
     }
 }

@@ -249,3 +249,110 @@ fn hash_ratio(a: &ImageHashes, b: &ImageHashes, thresholds: &Thresholds) -> f32 
     let shape = shape as f32 / thresholds.hash_bits as f32;
     shape.max(bits(a.colour, b.colour) as f32 / thresholds.colour_bits as f32)
 }
+
+#[cfg(test)]
+mod tests {
+    use argus_protocols::NsfwScores;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DIMENSIONS: usize = 4;
+
+    fn features(explicit: f32) -> Features {
+        Features {
+            hashes: ImageHashes { average: 1, perceptual: 2, difference: 3, colour: 4 },
+            clip: vec![0.5; DIMENSIONS],
+            nsfw: NsfwScores { drawing: 0.0, hentai: 0.0, neutral: 1.0 - explicit, porn: explicit, sexy: 0.0 },
+        }
+    }
+
+    fn picture(level: u8, explicit: f32) -> Evidence {
+        Evidence::Picture { features: features(explicit), picture: RgbPicture::from_fn(8, 8, |_, _| [level; 3]) }
+    }
+
+    fn withheld(change: impl FnOnce(&mut Features)) -> Result<Evidence, EvidenceError> {
+        let mut features = features(0.95);
+        change(&mut features);
+        Evidence::withheld(features, DIMENSIONS)
+    }
+
+    fn device(a: &Evidence, b: &Evidence) -> Comparison {
+        compare(a, b, &Thresholds::default())
+    }
+
+    #[test]
+    fn one_level_of_drift_is_the_same_only_where_hardware_drifts() {
+        let (a, b) = (picture(100, 0.0), picture(101, 0.0));
+        assert_eq!(device(&a, &a), Comparison { same: true, similarity: 1.0 });
+        let close = Evidence::Picture {
+            features: features(0.0),
+            picture: RgbPicture::from_fn(8, 8, |x, _| [100 + (x % 2) as u8; 3]),
+        };
+        assert!(device(&a, &close).same);
+        assert!(!device(&a, &b).same);
+        assert!(!compare(&a, &close, &Thresholds::exact()).same);
+        assert!(compare(&a, &a, &Thresholds::exact()).same);
+    }
+
+    #[test]
+    fn pictures_of_other_sizes_and_answers_of_other_kinds_have_nothing_in_common() {
+        let small = Evidence::Picture { features: features(0.0), picture: RgbPicture::from_fn(4, 8, |_, _| [0; 3]) };
+        let embedding = Evidence::Embeddings(vec![vec![0.5; DIMENSIONS]]);
+        assert_eq!(device(&picture(0, 0.0), &small), Comparison::UNRELATED);
+        assert_eq!(device(&picture(0, 0.0), &embedding), Comparison::UNRELATED);
+        assert_eq!(device(&embedding, &withheld(|_| ()).unwrap()), Comparison::UNRELATED);
+    }
+
+    #[test]
+    fn missing_and_odd_features_are_refused() {
+        assert!(withheld(|_| ()).is_ok());
+        assert!(withheld(|f| f.clip.clear()).is_err());
+        assert!(withheld(|f| f.clip.push(0.0)).is_err());
+        assert!(withheld(|f| f.clip.fill(0.0)).is_err());
+        assert!(withheld(|f| f.clip[0] = f32::NAN).is_err());
+        assert!(withheld(|f| f.clip[0] = f32::INFINITY).is_err());
+        let embedding = || vec![0.5; DIMENSIONS];
+        assert!(Evidence::embeddings(vec![embedding()], 1, DIMENSIONS).is_ok());
+        assert!(Evidence::embeddings(vec![embedding()], 2, DIMENSIONS).is_err());
+        assert!(Evidence::embeddings(Vec::new(), 1, DIMENSIONS).is_err());
+        assert!(Evidence::embeddings(vec![vec![1.0]], 1, DIMENSIONS).is_err());
+        assert!(!device(&Evidence::Embeddings(Vec::new()), &Evidence::Embeddings(Vec::new())).same);
+    }
+
+    #[test]
+    fn withheld_features_are_compared_like_any_other() {
+        let honest = withheld(|_| ()).unwrap();
+        assert!(device(&honest, &withheld(|_| ()).unwrap()).same);
+        for other in [
+            withheld(|f| f.hashes.average = !1),
+            withheld(|f| f.hashes.colour ^= 0xff),
+            withheld(|f| f.clip = vec![1.0, 0.0, 0.0, 0.0]),
+        ] {
+            let compared = device(&honest, &other.unwrap());
+            assert!(!compared.same && compared.similarity < 0.2, "{compared:?}");
+        }
+    }
+
+    #[test]
+    fn a_claim_of_nsfw_gains_nothing() {
+        let claim = withheld(|_| ()).unwrap();
+        // The right hashes and embedding, of a picture that is plainly harmless.
+        let compared = device(&picture(0, 0.01), &claim);
+        assert!(!compared.same && compared.similarity < 0.01, "{compared:?}");
+        // A picture at the border, judged either way by honest devices.
+        assert!(device(&picture(0, NSFW_THRESHOLD - 0.01), &claim).same);
+        // One that should not have been sent.
+        assert!(!device(&picture(0, 1.0), &claim).same);
+    }
+
+    proptest! {
+        #[test]
+        fn similarity_and_verdict_tell_the_same(a in 0u8..=255, b in 0u8..=255) {
+            let compared = device(&picture(a, 0.0), &picture(b, 0.0));
+            prop_assert_eq!(compared.same, compared.similarity >= 0.5);
+            prop_assert!((0.0..=1.0).contains(&compared.similarity));
+            prop_assert_eq!(compared, device(&picture(b, 0.0), &picture(a, 0.0)));
+        }
+    }
+}
