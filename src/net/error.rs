@@ -160,9 +160,9 @@ pub enum StreamError {
     /// The body's bytes do not have the hash that was signed.
     #[error("the body does not have the hash that was signed")]
     Hash,
-    /// The answer is larger than any peer would take.
-    #[error("the answer has {0} bytes, more than a body may have")]
-    TooLarge(usize),
+    /// The answer is empty, or larger than any peer would take.
+    #[error("the answer has {0} bytes: a body has at least one, and 16 MiB at most")]
+    Size(usize),
 }
 
 impl StreamError {
@@ -173,7 +173,7 @@ impl StreamError {
             StreamError::TimedOut(_) => "timed_out",
             StreamError::Protocol(_) => "protocol",
             StreamError::Hash => "hash",
-            StreamError::TooLarge(_) => "too_large",
+            StreamError::Size(_) => "size",
         }
     }
 }

@@ -126,16 +126,6 @@ impl Metrics {
     pub(super) fn dropped(&self, what: &'static str) {
         Self::count(&self.dropped, what);
     }
-
-    #[cfg(test)]
-    pub(super) fn offences_of(&self, kind: &'static str) -> u64 {
-        self.offences.get_or_create(&Label { kind }).get()
-    }
-
-    #[cfg(test)]
-    pub(super) fn records_that(&self, kind: &'static str) -> u64 {
-        self.records.get_or_create(&Label { kind }).get()
-    }
 }
 
 /// A gauge that counts what is open: up while this lives.

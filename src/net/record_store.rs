@@ -250,3 +250,119 @@ impl RecordStore for VerifiedStore {
 
     fn remove_provider(&mut self, _: &RecordKey, _: &PeerId) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use argus_protocols::HotkeyPair;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::net::{InMemory, Persist, directory::tests::record};
+
+    fn with_store<T>(most: usize, run: impl FnOnce(&mut VerifiedStore) -> T) -> (T, Arc<InMemory>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let kept = Arc::new(InMemory::default());
+        let result = runtime.block_on(async {
+            let (writer, writing) = Writer::spawn(kept.clone(), Default::default());
+            let mut store = VerifiedStore::load(PeerId::random(), most, Vec::new(), writer);
+            let result = run(&mut store);
+            drop(store);
+            writing.await.unwrap();
+            result
+        });
+        (result, kept)
+    }
+
+    fn key(pair: &HotkeyPair) -> RecordKey {
+        RecordKey::new(&record::key(&pair.hotkey()))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// In whatever order records come, the newest is kept, here and on the disk.
+        #[test]
+        fn the_newest_is_kept(sequences in prop::collection::vec(1u64..20, 1..12)) {
+            let (pair, expiry) = (HotkeyPair::generate(), unix_ms() + 60_000);
+            let peer = PeerId::random();
+            let (kept, disk) = with_store(4, |store| {
+                let mut newest = 0;
+                for sequence in &sequences {
+                    let bytes = record(&pair, peer, *sequence, expiry).to_bytes();
+                    let fate = store.receive(&key(&pair), &bytes);
+                    prop_assert_eq!(matches!(fate, Fate::Stored(_)), *sequence > newest);
+                    newest = newest.max(*sequence);
+                    prop_assert_eq!(store.record(&pair.hotkey()).unwrap().sequence, newest);
+                }
+                Ok(newest)
+            });
+            let on_disk = SignedRecord::from_bytes(&disk.records()[0]).unwrap();
+            prop_assert_eq!(on_disk.verify(unix_ms()).unwrap().sequence, kept?);
+        }
+
+        /// No bytes whatever are kept unless they are a record under its own key.
+        #[test]
+        fn nothing_else_is_kept(flip in 0usize..200, mask in 1u8.., garbage in prop::collection::vec(any::<u8>(), 0..300)) {
+            let (pair, other) = (HotkeyPair::generate(), HotkeyPair::generate());
+            let good = record(&pair, PeerId::random(), 1, unix_ms() + 60_000).to_bytes();
+            let mut flipped = good.clone();
+            let at = flip % flipped.len();
+            flipped[at] ^= mask;
+            let (checked, disk) = with_store(4, |store| {
+                prop_assert!(matches!(store.receive(&key(&pair), &flipped), Fate::Refused(_)));
+                prop_assert!(matches!(store.receive(&key(&pair), &garbage), Fate::Refused(_)));
+                let foreign = store.receive(&key(&other), &good);
+                prop_assert!(matches!(foreign, Fate::Refused(RecordError::OtherHotkey)));
+                prop_assert!(foreign.is_offence());
+                prop_assert_eq!(store.len(), 0);
+                Ok(())
+            });
+            checked?;
+            prop_assert!(disk.records().is_empty());
+        }
+    }
+
+    #[test]
+    fn expired_records_go_and_are_no_offence() {
+        let pair = HotkeyPair::generate();
+        with_store(4, |store| {
+            let old = record(&pair, PeerId::random(), 1, unix_ms() - 1).to_bytes();
+            let fate = store.receive(&key(&pair), &old);
+            assert_eq!((fate.label(), fate.is_offence()), ("expired", false));
+        });
+    }
+
+    #[test]
+    fn a_full_store_keeps_what_is_nearest() {
+        let expiry = unix_ms() + 60_000;
+        let pairs: Vec<_> = (0..20).map(|_| HotkeyPair::generate()).collect();
+        let (_, disk) = with_store(5, |store| {
+            for pair in &pairs {
+                let bytes = record(pair, PeerId::random(), 1, expiry).to_bytes();
+                store.receive(&key(pair), &bytes);
+                assert!(store.len() <= 5);
+            }
+            let local = store.local.clone();
+            let mut nearest: Vec<_> = pairs.iter().map(key).collect();
+            nearest.sort_by_key(|key| local.distance(&KBucketKey::new(key.clone())));
+            for key in &nearest[..5] {
+                assert!(store.get(key).is_some());
+            }
+            assert!(store.get(&nearest[5]).is_none());
+        });
+        assert_eq!(disk.records().len(), 5);
+    }
+
+    #[test]
+    fn providers_are_never_kept() {
+        with_store(4, |store| {
+            let provider = ProviderRecord::new(b"key".to_vec(), PeerId::random(), Vec::new());
+            assert!(store.add_provider(provider).is_err());
+            assert_eq!(store.provided().count(), 0);
+        });
+    }
+}

@@ -66,11 +66,12 @@ pub(super) fn build(
         .multiplex(muxer::Config)
         .timeout(limits::CONNECTION_SETUP)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    // The relay transport comes first: the others would take the first hop of a circuit for its end.
+    // The relay transport comes first, since the others would take the first hop of a circuit for its
+    // end; the one that resolves names last, since it takes any address.
     Ok(relayed
-        .or_transport(named)
-        .map(|either, _| either_output(either))
         .or_transport(memory)
+        .map(|either, _| either_output(either))
+        .or_transport(named)
         .map(|either, _| either_output(either))
         .boxed())
 }

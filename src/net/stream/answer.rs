@@ -213,7 +213,7 @@ impl Inner {
             let rejection = Rejection::new(Reason::Incapable);
             return Err(Refusal::Said(rejection, None, "no_hotkey"));
         };
-        let signed = codec::decode::<SignedOpen, { wire::FRAME }>(&payload)
+        let signed = SignedOpen::from_bytes(&payload)
             .map_err(|_| refuse(Reason::Invalid, Offence::BadFrame, "bad_frame"))?;
         let open = signed
             .verify(&peer, &self.peer, &hotkey.hotkey(), unix_ms())
@@ -297,10 +297,10 @@ fn refuse_open(error: &OpenError) -> Refusal {
 /// been read yet. Dropping it closes the stream without an answer.
 pub struct InboundQuery {
     inner: Arc<Inner>,
-    frames: Frames<Stream>,
+    pub(super) frames: Frames<Stream>,
     peer: PeerId,
-    open: VerifiedOpen,
-    hotkey: Arc<HotkeyPair>,
+    pub(super) open: VerifiedOpen,
+    pub(super) hotkey: Arc<HotkeyPair>,
     deadline: Time,
     taken_at_ms: u64,
     _slot: Slot,
@@ -378,11 +378,11 @@ impl InboundQuery {
         body: Bytes,
         compute_ms: u32,
     ) -> Result<SignedReceipt, StreamError> {
-        if body.len() > wire::BODY {
-            self.inner.metrics.received("too_large");
+        if body.is_empty() || body.len() > wire::BODY {
+            self.inner.metrics.received("bad_answer");
             let length = body.len();
             self.reject(Rejection::new(Reason::Failed)).await;
-            return Err(StreamError::TooLarge(length));
+            return Err(StreamError::Size(length));
         }
         let header = ResultHeader {
             body_length: body.len() as u32,
@@ -397,8 +397,7 @@ impl InboundQuery {
         }
         let receipt = SignedReceipt::sign(&self.receipt(header.body_hash), &self.hotkey);
         while !self.send_part(&mut sending).await? {}
-        self.frames
-            .push(FrameKind::Receipt, &codec::encode(&receipt));
+        self.frames.push(FrameKind::Receipt, &receipt.to_bytes());
         let until = self.until(self.write_idle());
         match timeout_at(until, self.frames.close()).await {
             Ok(Ok(())) => {
@@ -410,7 +409,7 @@ impl InboundQuery {
         }
     }
 
-    fn receipt(&self, response_hash: [u8; 32]) -> Receipt {
+    pub(super) fn receipt(&self, response_hash: [u8; 32]) -> Receipt {
         Receipt {
             id: self.open.id,
             netuid: self.open.netuid,

@@ -11,7 +11,7 @@ use std::{
 use argus_protocols::{
     Hotkey, HotkeyPair, Open, QueryId, Rejection, ResultHeader, SignedOpen, SignedReceipt,
     TaskKind, VerifiedReceipt,
-    codec::{self, FrameKind},
+    codec::FrameKind,
     limits as wire,
     query::{Accepted, Deadlines, Progress},
 };
@@ -116,15 +116,6 @@ impl Asker {
                 wire::BODY
             ));
         }
-        if query.model.len() > wire::MODEL_ID {
-            return invalid(format!("a model id has at most {} bytes", wire::MODEL_ID));
-        }
-        if query.deadlines.total_ms > wire::DEADLINE_MS {
-            return invalid(format!(
-                "the total deadline is at most {} ms",
-                wire::DEADLINE_MS
-            ));
-        }
         match &self.hotkey {
             Some(hotkey) => Ok(hotkey.clone()),
             None => invalid("this node has no hotkey; configure a wallet".into()),
@@ -143,8 +134,8 @@ impl Asker {
         let stream = self.links.request(&miner_peer)?;
         let _open = OpenGauge::new(&self.metrics.outbound_streams);
         let open = self.open(query, hotkey.hotkey(), miner_peer);
-        // A miner would count a model id or deadline out of bounds against this node.
-        open.check().map_err(|e| QueryError::Invalid(e.to_string()))?;
+        open.check()
+            .map_err(|error| QueryError::Invalid(error.to_string()))?;
         let signed = SignedOpen::sign(&open, hotkey);
         let request_hash = signed.request_hash();
         let opened = clock.wait(stream).await??;
@@ -154,9 +145,7 @@ impl Asker {
             frames: Frames::new(opened.stream),
             clock,
         };
-        exchange
-            .frames
-            .push(FrameKind::Open, &codec::encode(&signed));
+        exchange.frames.push(FrameKind::Open, &signed.to_bytes());
         let early = exchange.send_body(&query.body).await?;
         let header = exchange.header(early, &mut progress).await?;
         let body = exchange.body(&header).await?;
@@ -311,15 +300,13 @@ impl Exchange<'_> {
             };
             match kind {
                 FrameKind::Accepted => {
-                    let accepted = Accepted::decode(&payload)
-                        .map_err(|_| bad("acceptance"))?;
+                    let accepted = Accepted::decode(&payload).map_err(|_| bad("acceptance"))?;
                     progress(QueryProgress::Accepted {
                         queue_position: accepted.queue_position,
                     });
                 }
                 FrameKind::Progress => {
-                    let step = Progress::decode(&payload)
-                        .map_err(|_| bad("progress"))?;
+                    let step = Progress::decode(&payload).map_err(|_| bad("progress"))?;
                     progress(QueryProgress::Step {
                         step: step.step,
                         of: step.of,
@@ -358,7 +345,7 @@ impl Exchange<'_> {
         if kind != FrameKind::Receipt {
             return Err(FrameError::Unexpected(kind).into());
         }
-        codec::decode::<SignedReceipt, { wire::FRAME }>(&payload)
+        SignedReceipt::from_bytes(&payload)
             .map_err(|error| error.to_string())
             .and_then(|signed| {
                 signed

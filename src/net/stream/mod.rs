@@ -51,3 +51,6 @@ pub struct Answered {
     pub total: Duration,
     pub peer: PeerId,
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,7 @@ pub(super) struct Node {
     pub(super) queries: mpsc::Receiver<InboundQuery>,
     pub(super) events: mpsc::Receiver<Event>,
     pub(super) registry: Registry,
+    address: Multiaddr,
     net: tokio::task::JoinHandle<Result<(), super::NetError>>,
     shutdown: CancellationToken,
 }
@@ -82,17 +83,20 @@ impl Recipe {
             shutdown.clone(),
         )
         .unwrap();
-        let node = Node {
+        let mut node = Node {
             handle,
             hotkey: self.hotkey,
             queries,
             events,
             registry,
+            address: Multiaddr::empty(),
             net: task,
             shutdown,
         };
-        node.until("it listens", |snapshot| snapshot.listen.len() >= listens)
+        let up = node
+            .until("it listens", |snapshot| snapshot.listen.len() >= listens)
             .await;
+        node.address = up.listen.into_iter().next().unwrap_or(Multiaddr::empty());
         node
     }
 }
@@ -104,10 +108,7 @@ impl Node {
 
     /// Its first listen address, with its peer id.
     pub(super) fn dialable(&self) -> Multiaddr {
-        futures::executor::block_on(async {
-            let snapshot = self.handle.snapshot().await.unwrap();
-            snapshot.listen[0].clone().with(Protocol::P2p(self.peer()))
-        })
+        self.address.clone().with(Protocol::P2p(self.peer()))
     }
 
     /// Waits for a condition on the snapshot.
