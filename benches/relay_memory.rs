@@ -117,14 +117,7 @@ fn begin(settings: Settings) -> Net {
 
 fn resident_mib(process: u32) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("Linux");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS"))
-        .expect("a resident size");
-    let kib: f64 = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|kib| kib.parse().ok())
-        .expect("a number");
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("a resident size");
+    let kib: f64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
     kib / 1024.0
 }

@@ -16,8 +16,8 @@ use libp2p::{
     noise,
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
-        NetworkBehaviour, SubstreamProtocol, SwarmEvent, THandler, THandlerInEvent,
-        THandlerOutEvent, ToSwarm,
+        NetworkBehaviour, SubstreamProtocol, SwarmEvent, THandler, THandlerInEvent, THandlerOutEvent,
+        ToSwarm,
         handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound},
     },
     tcp, yamux,
@@ -41,11 +41,7 @@ struct Handler {
 
 impl Bare {
     fn handler(&mut self) -> Handler {
-        Handler {
-            requests: self.requests.take(),
-            waiting: VecDeque::new(),
-            waker: None,
-        }
+        Handler { requests: self.requests.take(), waiting: VecDeque::new(), waker: None }
     }
 }
 
@@ -76,12 +72,7 @@ impl NetworkBehaviour for Bare {
 
     fn on_swarm_event(&mut self, _: FromSwarm) {}
 
-    fn on_connection_handler_event(
-        &mut self,
-        _: PeerId,
-        _: ConnectionId,
-        event: THandlerOutEvent<Self>,
-    ) {
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         match event {}
     }
 
@@ -126,20 +117,13 @@ impl ConnectionHandler for Handler {
         match event {}
     }
 
-    fn on_connection_event(
-        &mut self,
-        event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol>,
-    ) {
+    fn on_connection_event(&mut self, event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol: stream,
-                ..
-            }) => {
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
                 tokio::spawn(answer(stream));
             }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
-                protocol: stream,
-                ..
+                protocol: stream, ..
             }) => {
                 if let Some(reply) = self.waiting.pop_front() {
                     let _ = reply.send(stream);
@@ -164,11 +148,7 @@ async fn answer(mut stream: Stream) -> std::io::Result<()> {
 fn swarm(requests: Option<mpsc::Receiver<Reply>>) -> Swarm<Bare> {
     libp2p::SwarmBuilder::with_new_identity()
         .with_tokio()
-        .with_tcp(
-            tcp::Config::default().nodelay(true),
-            noise::Config::new,
-            yamux::Config::default,
-        )
+        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)
         .expect("a transport")
         .with_behaviour(|_| Bare { requests })
         .expect("a behaviour")
@@ -180,9 +160,7 @@ fn swarm(requests: Option<mpsc::Receiver<Reply>>) -> Swarm<Bare> {
 
 pub async fn serve() {
     let mut swarm = swarm(None);
-    swarm
-        .listen_on("/ip4/127.0.0.1/tcp/0".parse().expect("an address"))
-        .expect("listening");
+    swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().expect("an address")).expect("listening");
     loop {
         if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
             let peer = *swarm.local_peer_id();
@@ -200,10 +178,7 @@ impl Client {
         let mut swarm = swarm(Some(requests));
         let address: Multiaddr = line.trim().parse().expect("an address");
         swarm.dial(address).expect("a dial");
-        while !matches!(
-            swarm.select_next_some().await,
-            SwarmEvent::ConnectionEstablished { .. }
-        ) {}
+        while !matches!(swarm.select_next_some().await, SwarmEvent::ConnectionEstablished { .. }) {}
         tokio::spawn(async move {
             loop {
                 swarm.select_next_some().await;

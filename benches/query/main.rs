@@ -32,10 +32,7 @@ const BURST: usize = 500;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     if let Some(at) = arguments.iter().position(|a| a == "--serve") {
         return runtime.block_on(serve(&arguments[at + 1]));
     }
@@ -69,12 +66,7 @@ fn listen_address(transport: &str) -> Multiaddr {
 }
 
 fn node(listen: Multiaddr, bootstrap: Vec<Multiaddr>, hotkey: Arc<HotkeyPair>) -> Net {
-    let settings = Settings {
-        listen: vec![listen],
-        bootstrap,
-        dht: Dht::Server,
-        ..Settings::default()
-    };
+    let settings = Settings { listen: vec![listen], bootstrap, dht: Dht::Server, ..Settings::default() };
     start(
         settings,
         NodeKey::generate(),
@@ -90,9 +82,7 @@ fn node(listen: Multiaddr, bootstrap: Vec<Multiaddr>, hotkey: Arc<HotkeyPair>) -
 async fn listening(handle: &Handle) -> Multiaddr {
     loop {
         if let Some(address) = handle.snapshot().await.expect("a snapshot").listen.first() {
-            return format!("{address}/p2p/{}", handle.peer())
-                .parse()
-                .expect("an address with a peer id");
+            return format!("{address}/p2p/{}", handle.peer()).parse().expect("an address with a peer id");
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -154,9 +144,7 @@ impl Server {
             .expect("a child process");
         let mut line = String::new();
         let output = child.stdout.take().expect("piped");
-        BufReader::new(output)
-            .read_line(&mut line)
-            .expect("the child's address");
+        BufReader::new(output).read_line(&mut line).expect("the child's address");
         Self { child, line }
     }
 
@@ -182,11 +170,7 @@ async fn measure(quick: bool) -> Vec<Value> {
         let (address, hotkey) = server.line.trim().split_once(' ').expect("two words");
         let miner: Hotkey = hotkey.parse().expect("a hotkey");
         let address: Multiaddr = address.parse().expect("an address");
-        let net = node(
-            listen_address(transport),
-            vec![address],
-            Arc::new(HotkeyPair::generate()),
-        );
+        let net = node(listen_address(transport), vec![address], Arc::new(HotkeyPair::generate()));
         net.handle.lookup(&miner).await.expect("the record");
         let handle = net.handle.clone();
         let echo = move |body: Bytes| {
@@ -215,11 +199,7 @@ fn query(miner: Hotkey, body: Bytes) -> OutgoingQuery {
         task: TaskKind::TextToImage,
         model: "echo".into(),
         body,
-        deadlines: Deadlines {
-            first_byte_ms: 60_000,
-            idle_ms: 60_000,
-            total_ms: 120_000,
-        },
+        deadlines: Deadlines { first_byte_ms: 60_000, idle_ms: 60_000, total_ms: 120_000 },
     }
 }
 
@@ -263,12 +243,7 @@ where
     rows
 }
 
-async fn at_once<F, Fut>(
-    permits: usize,
-    count: usize,
-    body: &Bytes,
-    echo: &F,
-) -> ((f64, f64), Duration)
+async fn at_once<F, Fut>(permits: usize, count: usize, body: &Bytes, echo: &F) -> ((f64, f64), Duration)
 where
     F: Fn(Bytes) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -325,11 +300,7 @@ fn rate(count: usize, time: Duration) -> f64 {
 }
 
 fn print_table(rows: &[Value]) {
-    println!(
-        "echo on loopback, payload both ways; {} cores, load {:?}",
-        cores(),
-        load()
-    );
+    println!("echo on loopback, payload both ways; {} cores, load {:?}", cores(), load());
     println!(
         "{:<20} {:>8} {:>10} {:>10} {:>9} {:>9} {:>10} {:>10}",
         "stack", "bytes", "p50 ms", "p99 ms", "per s", "32: per s", "p50 ms", "p99 ms"

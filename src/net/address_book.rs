@@ -86,10 +86,7 @@ impl AddressBook {
     }
 
     pub(super) fn addresses(&self, peer: &PeerId) -> Vec<Multiaddr> {
-        self.peers
-            .get(peer)
-            .map(|known| known.addresses.clone())
-            .unwrap_or_default()
+        self.peers.get(peer).map(|known| known.addresses.clone()).unwrap_or_default()
     }
 }
 
@@ -98,12 +95,7 @@ fn bare(address: &Multiaddr) -> Option<Multiaddr> {
     if address.iter().any(|p| p == Protocol::P2pCircuit) {
         return None;
     }
-    Some(
-        address
-            .iter()
-            .filter(|p| !matches!(p, Protocol::P2p(_)))
-            .collect(),
-    )
+    Some(address.iter().filter(|p| !matches!(p, Protocol::P2p(_))).collect())
 }
 
 /// Splits `…/p2p/<peer>` off an address.
@@ -138,10 +130,7 @@ impl Rejoin {
             match dials.iter_mut().find(|dial| dial.peer == peer) {
                 Some(dial) => dial.addresses.push(address),
                 None if peer == local => {}
-                None => dials.push(Dial {
-                    peer,
-                    addresses: vec![address],
-                }),
+                None => dials.push(Dial { peer, addresses: vec![address] }),
             }
         }
         Self {
@@ -176,11 +165,7 @@ impl Rejoin {
             self.pause = (self.pause * 2).min(limits::REDIAL_LAST);
         }
         let room = limits::BOOK_DIALS.saturating_sub(self.in_flight.len());
-        let more = if begin_more {
-            limits::BOOK_DIALS_A_TICK
-        } else {
-            0
-        };
+        let more = if begin_more { limits::BOOK_DIALS_A_TICK } else { 0 };
         let mut dials = Vec::new();
         while dials.len() < room.max(more) {
             let Some(dial) = self.waiting.pop_front() else {
@@ -201,10 +186,7 @@ impl Rejoin {
         }
         for known in book.newest_first() {
             if !bootstrap.contains(&known.peer) {
-                self.waiting.push_back(Dial {
-                    peer: known.peer,
-                    addresses: known.addresses,
-                });
+                self.waiting.push_back(Dial { peer: known.peer, addresses: known.addresses });
             }
         }
     }
@@ -227,11 +209,7 @@ mod tests {
     }
 
     fn known(port: u16, seen_at_ms: u64) -> KnownPeer {
-        KnownPeer {
-            peer: PeerId::random(),
-            addresses: vec![address(port)],
-            seen_at_ms,
-        }
+        KnownPeer { peer: PeerId::random(), addresses: vec![address(port)], seen_at_ms }
     }
 
     async fn book(peers: Vec<KnownPeer>) -> AddressBook {
@@ -247,9 +225,7 @@ mod tests {
         let peer = PeerId::random();
         book.seen(peer, &[address(1), address(2)], 1_000);
         book.seen(peer, &[address(2)], 2_000);
-        let circuit: Multiaddr = format!("/ip4/1.2.3.4/tcp/1/p2p/{peer}/p2p-circuit")
-            .parse()
-            .unwrap();
+        let circuit: Multiaddr = format!("/ip4/1.2.3.4/tcp/1/p2p/{peer}/p2p-circuit").parse().unwrap();
         book.seen(PeerId::random(), &[circuit], 2_000);
         drop(book);
         writing.await.unwrap();
@@ -260,9 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_book_is_bounded_and_drops_the_oldest() {
-        let peers: Vec<_> = (0..limits::BOOK_PEERS as u64 + 5)
-            .map(|n| known(1, n + 1))
-            .collect();
+        let peers: Vec<_> = (0..limits::BOOK_PEERS as u64 + 5).map(|n| known(1, n + 1)).collect();
         let newest = peers.last().unwrap().peer;
         let mut book = book(peers).await;
         assert_eq!(book.peers.len(), limits::BOOK_PEERS);
@@ -281,29 +255,16 @@ mod tests {
         let book = book(peers.clone()).await;
         let now = Instant::now();
         let bootstrap = PeerId::random();
-        let down: Multiaddr = format!("/ip4/127.0.0.1/tcp/9/p2p/{bootstrap}")
-            .parse()
-            .unwrap();
+        let down: Multiaddr = format!("/ip4/127.0.0.1/tcp/9/p2p/{bootstrap}").parse().unwrap();
         let mut rejoin = Rejoin::new(&[down], PeerId::random(), now);
         let first = rejoin.next(&book, |_| false, 0, false, now);
         assert_eq!(first.len(), limits::BOOK_DIALS);
-        assert_eq!(
-            first[0].peer, bootstrap,
-            "the bootstrap node and the newest go first"
-        );
+        assert_eq!(first[0].peer, bootstrap, "the bootstrap node and the newest go first");
         assert_eq!(first[1].peer, peers[99].peer);
         assert!(rejoin.next(&book, |_| false, 0, false, now).is_empty());
         let more = rejoin.next(&book, |_| false, 0, true, now + limits::TICK);
-        assert_eq!(
-            more.len(),
-            limits::BOOK_DIALS_A_TICK,
-            "a tick begins more although none has ended"
-        );
-        assert!(
-            rejoin
-                .next(&book, |_| false, limits::FEW_PEERS, true, now)
-                .is_empty()
-        );
+        assert_eq!(more.len(), limits::BOOK_DIALS_A_TICK, "a tick begins more although none has ended");
+        assert!(rejoin.next(&book, |_| false, limits::FEW_PEERS, true, now).is_empty());
     }
 
     #[tokio::test]

@@ -104,9 +104,7 @@ fn kademlia(peer: PeerId, store: VerifiedStore, dht: Dht) -> kad::Behaviour<Veri
         // Records come to the event loop first: it verifies them and knows who sent them.
         .set_record_filtering(kad::StoreInserts::FilterBoth)
         .set_caching(kad::Caching::Disabled)
-        .set_record_ttl(Some(Duration::from_millis(
-            argus_protocols::limits::RECORD_LIFETIME_MS,
-        )))
+        .set_record_ttl(Some(Duration::from_millis(argus_protocols::limits::RECORD_LIFETIME_MS)))
         .set_replication_interval(Some(Duration::from_secs(60 * 60)))
         // The event loop publishes the own record; provider records are not used.
         .set_publication_interval(None)

@@ -22,12 +22,7 @@ pub(super) struct Directory(Mutex<HashMap<Hotkey, Entry>>);
 
 impl Directory {
     /// The record, when it is fresh enough to be used without asking again.
-    pub(super) fn fresh(
-        &self,
-        hotkey: &Hotkey,
-        now: Instant,
-        now_ms: u64,
-    ) -> Option<VerifiedRecord> {
+    pub(super) fn fresh(&self, hotkey: &Hotkey, now: Instant, now_ms: u64) -> Option<VerifiedRecord> {
         let entries = self.0.lock();
         let entry = entries.get(hotkey)?;
         let fresh = now.saturating_duration_since(entry.at) < limits::DIRECTORY_FRESH
@@ -51,13 +46,7 @@ impl Directory {
         {
             entries.remove(&oldest);
         }
-        entries.insert(
-            record.hotkey,
-            Entry {
-                record: record.clone(),
-                at: now,
-            },
-        );
+        entries.insert(record.hotkey, Entry { record: record.clone(), at: now });
         true
     }
 
@@ -113,27 +102,15 @@ pub(super) mod tests {
         assert!(directory.learn(&old, now));
         assert!(directory.learn(&new, now));
         assert!(!directory.learn(&old, now));
-        assert_eq!(
-            directory.fresh(&pair.hotkey(), now, 100).unwrap().peer,
-            peers[1]
-        );
-        assert!(
-            directory.fresh(&pair.hotkey(), now, 5_000).is_none(),
-            "expired"
-        );
-        assert!(
-            directory
-                .fresh(&pair.hotkey(), now + limits::DIRECTORY_FRESH, 100)
-                .is_none()
-        );
+        assert_eq!(directory.fresh(&pair.hotkey(), now, 100).unwrap().peer, peers[1]);
+        assert!(directory.fresh(&pair.hotkey(), now, 5_000).is_none(), "expired");
+        assert!(directory.fresh(&pair.hotkey(), now + limits::DIRECTORY_FRESH, 100).is_none());
     }
 
     #[test]
     fn a_doubted_record_is_looked_up_again_and_strangers_are_not_cached() {
         let (directory, pair, now) = (Directory::default(), HotkeyPair::generate(), Instant::now());
-        let known = record(&pair, PeerId::random(), 1, 5_000)
-            .verify(100)
-            .unwrap();
+        let known = record(&pair, PeerId::random(), 1, 5_000).verify(100).unwrap();
         directory.refresh(&known, now);
         assert!(directory.fresh(&pair.hotkey(), now, 100).is_none());
         directory.learn(&known, now);

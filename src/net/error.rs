@@ -15,9 +15,7 @@ pub enum NetError {
     Listen { address: Multiaddr, cause: String },
     #[error("the transport cannot be set up: {0}")]
     Transport(String),
-    #[error(
-        "not a node key: {0}; remove the file to get a new identity, or restore it from a backup"
-    )]
+    #[error("not a node key: {0}; remove the file to get a new identity, or restore it from a backup")]
     NodeKey(String),
     #[error("the record cannot be published: {0}")]
     Record(String),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use libp2p::{
     gossipsub::{
-        self, AllowAllSubscriptionFilter, IdentityTransform, MaxCountSubscriptionFilter,
-        MessageAuthenticity, MessageId, PeerScoreParams, PeerScoreThresholds, ValidationMode,
+        self, AllowAllSubscriptionFilter, IdentityTransform, MaxCountSubscriptionFilter, MessageAuthenticity,
+        MessageId, PeerScoreParams, PeerScoreThresholds, ValidationMode,
     },
     identity::Keypair,
 };
@@ -50,12 +50,9 @@ pub(super) fn behaviour(key: &Keypair) -> Result<Behaviour, NetError> {
         max_subscriptions_per_request: 2 * TOPICS,
     };
     let authenticity = MessageAuthenticity::Signed(key.clone());
-    let mut behaviour =
-        gossipsub::Behaviour::new_with_subscription_filter(authenticity, config, filter)
-            .map_err(|e| fail(e.to_string()))?;
-    behaviour
-        .with_peer_score(scoring(), thresholds())
-        .map_err(fail)?;
+    let mut behaviour = gossipsub::Behaviour::new_with_subscription_filter(authenticity, config, filter)
+        .map_err(|e| fail(e.to_string()))?;
+    behaviour.with_peer_score(scoring(), thresholds()).map_err(fail)?;
     Ok(behaviour)
 }
 
@@ -115,15 +112,11 @@ mod tests {
 
         let sender = tokio::spawn(async move {
             loop {
-                if let SwarmEvent::Behaviour(Event::Subscribed { .. }) =
-                    alice.next_swarm_event().await
-                {
+                if let SwarmEvent::Behaviour(Event::Subscribed { .. }) = alice.next_swarm_event().await {
                     break;
                 }
             }
-            let hello = alice
-                .behaviour_mut()
-                .publish(topic.clone(), b"hello".to_vec());
+            let hello = alice.behaviour_mut().publish(topic.clone(), b"hello".to_vec());
             assert!(hello.is_ok(), "{hello:?}");
             // An offence counted by the penalties is felt by gossip.
             assert!(alice.behaviour_mut().set_application_score(&bob_id, -100.0));
@@ -133,11 +126,8 @@ mod tests {
             }
         });
         let message = loop {
-            if let SwarmEvent::Behaviour(Event::Message {
-                message,
-                message_id,
-                propagation_source,
-            }) = bob.next_swarm_event().await
+            if let SwarmEvent::Behaviour(Event::Message { message, message_id, propagation_source }) =
+                bob.next_swarm_event().await
             {
                 bob.behaviour_mut().report_message_validation_result(
                     &message_id,

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    Answered, LookupError, NetError, Offence, OutgoingQuery, QueryError, QueryProgress,
-    Reachability, Snapshot,
+    Answered, LookupError, NetError, Offence, OutgoingQuery, QueryError, QueryProgress, Reachability,
+    Snapshot,
     directory::Directory,
     limits,
     stream::{AskError, Asker, Clock},
@@ -40,10 +40,7 @@ pub struct Published {
 
 /// What a handle asks of the event loop. Each is answered, at the latest when its time is over.
 pub(super) enum Command {
-    Publish(
-        Box<VerifiedRecord>,
-        oneshot::Sender<Result<Published, NetError>>,
-    ),
+    Publish(Box<VerifiedRecord>, oneshot::Sender<Result<Published, NetError>>),
     Lookup(Hotkey, oneshot::Sender<Result<VerifiedRecord, LookupError>>),
     Dial(PeerId, Vec<Multiaddr>, oneshot::Sender<Result<(), String>>),
     Reach(PeerId, oneshot::Sender<Option<Reachability>>),
@@ -95,10 +92,7 @@ impl Handle {
         let hotkey = self.0.asker.check(query)?;
         let mut clock = Clock::start(query.deadlines);
         let record = clock.wait(self.lookup(&query.miner)).await??;
-        let error = match self
-            .attempt(query, &hotkey, &record, &mut clock, progress)
-            .await
-        {
+        let error = match self.attempt(query, &hotkey, &record, &mut clock, progress).await {
             Ok(answered) => return Ok(answered),
             Err(AskError::Open(error)) => error,
             Err(error) => return Err(error.into()),
@@ -108,9 +102,7 @@ impl Handle {
         if newer.sequence <= record.sequence {
             return Err(AskError::Open(error).into());
         }
-        self.attempt(query, &hotkey, &newer, &mut clock, progress)
-            .await
-            .map_err(Into::into)
+        self.attempt(query, &hotkey, &newer, &mut clock, progress).await.map_err(Into::into)
     }
 
     async fn attempt(
@@ -150,17 +142,12 @@ impl Handle {
 
     /// Puts a record into the DHT, and again and again until another one replaces it.
     pub async fn publish(&self, record: SignedRecord) -> Result<Published, NetError> {
-        let verified = record
-            .verify(unix_ms())
-            .map_err(|error| NetError::Record(error.to_string()))?;
+        let verified = record.verify(unix_ms()).map_err(|error| NetError::Record(error.to_string()))?;
         if verified.peer != self.0.peer {
-            return Err(NetError::Record(
-                "it names another peer than this node".into(),
-            ));
+            return Err(NetError::Record("it names another peer than this node".into()));
         }
         let (reply, published) = oneshot::channel();
-        self.send(Command::Publish(Box::new(verified), reply))
-            .await?;
+        self.send(Command::Publish(Box::new(verified), reply)).await?;
         match timeout(limits::PUBLISH_TIMEOUT, published).await {
             Ok(answer) => answer.map_err(|_| NetError::Closed)?,
             Err(_) => Err(NetError::TimedOut(limits::PUBLISH_TIMEOUT)),
@@ -173,12 +160,10 @@ impl Handle {
             return Ok(record);
         }
         let (reply, found) = oneshot::channel();
-        self.send(Command::Lookup(*hotkey, reply))
-            .await
-            .map_err(|error| match error {
-                NetError::Busy => LookupError::Busy,
-                _ => LookupError::Closed,
-            })?;
+        self.send(Command::Lookup(*hotkey, reply)).await.map_err(|error| match error {
+            NetError::Busy => LookupError::Busy,
+            _ => LookupError::Closed,
+        })?;
         // The loop has its own clock for this; the second one is for a loop that is stuck.
         match timeout(limits::LOOKUP_TIMEOUT + limits::COMMAND_TIMEOUT, found).await {
             Ok(answer) => answer.map_err(|_| LookupError::Closed)?,
@@ -190,21 +175,16 @@ impl Handle {
     pub async fn reach(&self, record: &VerifiedRecord) -> Result<Reachability, NetError> {
         let peer = record.peer;
         if !self.0.asker.links.is_connected(&peer) {
-            self.connect(record)
-                .await
-                .map_err(|error| NetError::Unreachable {
-                    peer,
-                    cause: QueryError::from(error).to_string(),
-                })?;
+            self.connect(record).await.map_err(|error| NetError::Unreachable {
+                peer,
+                cause: QueryError::from(error).to_string(),
+            })?;
         }
         let (reply, reached) = oneshot::channel();
         self.send(Command::Reach(peer, reply)).await?;
         match timeout(limits::COMMAND_TIMEOUT, reached).await {
             Ok(Ok(Some(reachability))) => Ok(reachability),
-            Ok(Ok(None)) => Err(NetError::Unreachable {
-                peer,
-                cause: "the connection ended".into(),
-            }),
+            Ok(Ok(None)) => Err(NetError::Unreachable { peer, cause: "the connection ended".into() }),
             Ok(Err(_)) => Err(NetError::Closed),
             Err(_) => Err(NetError::TimedOut(limits::COMMAND_TIMEOUT)),
         }

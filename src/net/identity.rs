@@ -15,16 +15,12 @@ impl NodeKey {
 
     /// From the form of [`NodeKey::to_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NetError> {
-        Keypair::from_protobuf_encoding(bytes)
-            .map(Self)
-            .map_err(|e| NetError::NodeKey(e.to_string()))
+        Keypair::from_protobuf_encoding(bytes).map(Self).map_err(|e| NetError::NodeKey(e.to_string()))
     }
 
     /// libp2p's protobuf encoding, secret included.
     pub fn to_bytes(&self) -> Vec<u8> {
-        self.0
-            .to_protobuf_encoding()
-            .expect("an ed25519 key has an encoding")
+        self.0.to_protobuf_encoding().expect("an ed25519 key has an encoding")
     }
 
     pub fn peer(&self) -> PeerId {
@@ -52,9 +48,6 @@ mod tests {
         let again = NodeKey::from_bytes(&key.to_bytes()).unwrap();
         assert_eq!(key.peer(), again.peer());
         assert_eq!(format!("{key:?}"), format!("NodeKey({})", key.peer()));
-        assert_eq!(
-            NodeKey::from_bytes(b"garbage").unwrap_err().reason(),
-            "node_key"
-        );
+        assert_eq!(NodeKey::from_bytes(b"garbage").unwrap_err().reason(), "node_key");
     }
 }

@@ -32,9 +32,8 @@ impl Metrics {
     pub(super) fn new(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("argus_net");
         // 1 ms to about 9 minutes.
-        let query_seconds = Histogram::new(
-            prometheus_client::metrics::histogram::exponential_buckets(0.001, 3.0, 13),
-        );
+        let query_seconds =
+            Histogram::new(prometheus_client::metrics::histogram::exponential_buckets(0.001, 3.0, 13));
         let metrics = Self {
             queries_sent: Family::default(),
             queries_received: Family::default(),
@@ -49,53 +48,25 @@ impl Metrics {
             query_seconds,
         };
         let m = &metrics;
-        registry.register(
-            "queries_sent",
-            "Queries asked of others, by outcome",
-            m.queries_sent.clone(),
-        );
+        registry.register("queries_sent", "Queries asked of others, by outcome", m.queries_sent.clone());
         registry.register(
             "queries_received",
             "Query streams of others, by outcome",
             m.queries_received.clone(),
         );
         registry.register("offences", "Offences of peers, by kind", m.offences.clone());
-        registry.register(
-            "records",
-            "DHT records received, by what became of them",
-            m.records.clone(),
-        );
+        registry.register("records", "DHT records received, by what became of them", m.records.clone());
         registry.register("lookups", "Hotkey lookups, by outcome", m.lookups.clone());
-        registry.register(
-            "dropped",
-            "Things dropped because a bounded queue was full",
-            m.dropped.clone(),
-        );
-        registry.register(
-            "blocks",
-            "Peers blocked for their offences",
-            m.blocks.clone(),
-        );
+        registry.register("dropped", "Things dropped because a bounded queue was full", m.dropped.clone());
+        registry.register("blocks", "Peers blocked for their offences", m.blocks.clone());
         registry.register(
             "persist_dropped",
             "Disk writes dropped because the disk was too slow",
             m.persist_dropped.clone(),
         );
-        registry.register(
-            "inbound_streams",
-            "Query streams of others open now",
-            m.inbound_streams.clone(),
-        );
-        registry.register(
-            "outbound_streams",
-            "Own query streams open now",
-            m.outbound_streams.clone(),
-        );
-        registry.register(
-            "query_seconds",
-            "Time from asking to the receipt",
-            m.query_seconds.clone(),
-        );
+        registry.register("inbound_streams", "Query streams of others open now", m.inbound_streams.clone());
+        registry.register("outbound_streams", "Own query streams open now", m.outbound_streams.clone());
+        registry.register("query_seconds", "Time from asking to the receipt", m.query_seconds.clone());
         metrics
     }
 

@@ -102,21 +102,13 @@ struct Cork<C> {
 struct Corked<C>(Arc<Mutex<Cork<C>>>);
 
 impl<C: AsyncRead + Unpin> AsyncRead for Corked<C> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0.lock().io).poll_read(cx, buf)
     }
 }
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for Corked<C> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut cork = self.0.lock();
         let written = ready!(Pin::new(&mut cork.io).poll_write(cx, buf))?;
         // Something to flush from here on, also when Yamux forgets to ask for it.
@@ -207,10 +199,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
         self.get_mut().connection.poll_close(cx).map_err(Error)
     }
 
-    fn poll(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
         let this = self.get_mut();
         this.drive(cx)?;
         if !this.waiting.is_empty()
@@ -232,11 +221,7 @@ pub struct Substream {
 
 impl Substream {
     fn new(stream: yamux::Stream) -> Self {
-        Self {
-            stream,
-            gathered: Vec::new(),
-            sent: 0,
-        }
+        Self { stream, gathered: Vec::new(), sent: 0 }
     }
 
     fn poll_send_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -254,21 +239,13 @@ impl Substream {
 }
 
 impl AsyncRead for Substream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Substream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.sent == 0 && this.gathered.len() + buf.len() <= GATHER {
             this.gathered.extend_from_slice(buf);

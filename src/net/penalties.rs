@@ -121,12 +121,8 @@ impl Penalties {
         if self.peers.len() >= limits::PENALISED_PEERS && !self.peers.contains_key(&peer) {
             self.make_room(now);
         }
-        let entry = self.peers.entry(peer).or_insert(Entry {
-            points: 0.0,
-            at: now,
-            blocks: 0,
-            blocked_until: None,
-        });
+        let entry =
+            self.peers.entry(peer).or_insert(Entry { points: 0.0, at: now, blocks: 0, blocked_until: None });
         entry.points = entry.points(now) + offence.points();
         entry.at = now;
         if entry.points < THRESHOLD {
@@ -157,11 +153,7 @@ impl Penalties {
             .iter()
             .filter(|(_, entry)| entry.blocked_until.is_none())
             .min_by(|a, b| a.1.points(now).total_cmp(&b.1.points(now)))
-            .or_else(|| {
-                self.peers
-                    .iter()
-                    .min_by_key(|(_, entry)| entry.blocked_until)
-            })
+            .or_else(|| self.peers.iter().min_by_key(|(_, entry)| entry.blocked_until))
             .map(|(peer, _)| *peer);
         if let Some(peer) = least {
             self.peers.remove(&peer);
@@ -199,32 +191,17 @@ mod tests {
     fn offences_add_up_to_blocks_that_double() {
         let mut penalties = Penalties::default();
         let (peer, other, now) = (PeerId::random(), PeerId::random(), Instant::now());
-        assert_eq!(
-            penalties.add(peer, Offence::BadSignature, now),
-            Verdict::Tolerate(35.0)
-        );
-        assert_eq!(
-            penalties.add(peer, Offence::BadSignature, now),
-            Verdict::Tolerate(70.0)
-        );
-        assert_eq!(
-            penalties.add(other, Offence::BadFrame, now),
-            Verdict::Tolerate(20.0)
-        );
-        assert_eq!(
-            penalties.add(peer, Offence::BadSignature, now),
-            Verdict::Block(FIRST_BLOCK)
-        );
+        assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Tolerate(35.0));
+        assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Tolerate(70.0));
+        assert_eq!(penalties.add(other, Offence::BadFrame, now), Verdict::Tolerate(20.0));
+        assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Block(FIRST_BLOCK));
         assert!(penalties.released(now).is_empty());
         assert_eq!(penalties.released(now + FIRST_BLOCK), [peer]);
         assert!(penalties.released(now + FIRST_BLOCK).is_empty());
         for _ in 0..2 {
             penalties.add(peer, Offence::BadSignature, now);
         }
-        assert_eq!(
-            penalties.add(peer, Offence::BadSignature, now),
-            Verdict::Block(FIRST_BLOCK * 2)
-        );
+        assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Block(FIRST_BLOCK * 2));
     }
 
     #[test]
@@ -232,10 +209,7 @@ mod tests {
         let mut penalties = Penalties::default();
         let (peer, mut now) = (PeerId::random(), Instant::now());
         for _ in 0..50 {
-            assert!(matches!(
-                penalties.add(peer, Offence::BadFrame, now),
-                Verdict::Tolerate(_)
-            ));
+            assert!(matches!(penalties.add(peer, Offence::BadFrame, now), Verdict::Tolerate(_)));
             now += HALF_LIFE;
         }
     }

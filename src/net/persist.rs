@@ -87,10 +87,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// `dropped` counts writes lost to a full queue.
-    pub(super) fn spawn(
-        persist: Arc<dyn Persist>,
-        dropped: Counter,
-    ) -> (Self, tokio::task::JoinHandle<()>) {
+    pub(super) fn spawn(persist: Arc<dyn Persist>, dropped: Counter) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, mut writes) = mpsc::channel(limits::PERSIST_QUEUE);
         let task = tokio::task::spawn_blocking(move || {
             while let Some(write) = writes.blocking_recv() {

@@ -42,11 +42,7 @@ impl TransportKind {
 
 impl PathKind {
     pub fn of(address: &Multiaddr) -> Self {
-        if address.iter().any(|p| p == Protocol::P2pCircuit) {
-            PathKind::Relayed
-        } else {
-            PathKind::Direct
-        }
+        if address.iter().any(|p| p == Protocol::P2pCircuit) { PathKind::Relayed } else { PathKind::Direct }
     }
 }
 
@@ -179,9 +175,8 @@ mod tests {
     #[test]
     fn paths_and_transports_are_read_off_addresses() {
         let peer = PeerId::random();
-        let relayed: Multiaddr = format!("/ip4/1.2.3.4/udp/1/quic-v1/p2p/{peer}/p2p-circuit")
-            .parse()
-            .unwrap();
+        let relayed: Multiaddr =
+            format!("/ip4/1.2.3.4/udp/1/quic-v1/p2p/{peer}/p2p-circuit").parse().unwrap();
         assert_eq!(PathKind::of(&relayed), PathKind::Relayed);
         assert_eq!(TransportKind::of(&relayed), TransportKind::Quic);
         let tcp: Multiaddr = "/ip4/1.2.3.4/tcp/7".parse().unwrap();

@@ -84,18 +84,8 @@ pub(super) struct VerifiedStore {
 
 impl VerifiedStore {
     /// Loads what was persisted, verifying it again.
-    pub(super) fn load(
-        local: PeerId,
-        most: usize,
-        persisted: Vec<Vec<u8>>,
-        writer: Writer,
-    ) -> Self {
-        let mut store = Self {
-            local: local.into(),
-            kept: HashMap::new(),
-            most,
-            writer,
-        };
+    pub(super) fn load(local: PeerId, most: usize, persisted: Vec<Vec<u8>>, writer: Writer) -> Self {
+        let mut store = Self { local: local.into(), kept: HashMap::new(), most, writer };
         for bytes in persisted {
             let Ok(signed) = SignedRecord::from_bytes(&bytes) else {
                 continue;
@@ -154,14 +144,8 @@ impl VerifiedStore {
             publisher: None,
             expires: Instant::now().checked_add(lifetime),
         };
-        self.kept.insert(
-            key,
-            Kept {
-                record,
-                sequence: verified.sequence,
-                expires_at_ms: verified.expires_at_ms,
-            },
-        );
+        self.kept
+            .insert(key, Kept { record, sequence: verified.sequence, expires_at_ms: verified.expires_at_ms });
         Fate::Stored(Box::new(verified))
     }
 
@@ -199,10 +183,7 @@ impl VerifiedStore {
     /// The record kept for a hotkey.
     pub(super) fn record(&self, hotkey: &argus_protocols::Hotkey) -> Option<VerifiedRecord> {
         let kept = self.kept.get(&RecordKey::new(&record::key(hotkey)))?;
-        SignedRecord::from_bytes(&kept.record.value)
-            .ok()?
-            .verify(unix_ms())
-            .ok()
+        SignedRecord::from_bytes(&kept.record.value).ok()?.verify(unix_ms()).ok()
     }
 }
 
@@ -262,9 +243,7 @@ mod tests {
     use crate::net::{InMemory, Persist, directory::tests::record};
 
     fn with_store<T>(most: usize, run: impl FnOnce(&mut VerifiedStore) -> T) -> (T, Arc<InMemory>) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let kept = Arc::new(InMemory::default());
         let result = runtime.block_on(async {
             let (writer, writing) = Writer::spawn(kept.clone(), Default::default());

@@ -49,9 +49,7 @@ impl Relays {
     /// A connected peer relays for others. `address`: where it is connected, without its peer id.
     pub(super) fn candidate(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
         let circuit = address.iter().any(|p| p == Protocol::P2pCircuit);
-        if circuit
-            || (self.known.len() >= limits::RELAY_CANDIDATES && !self.known.contains_key(&peer))
-        {
+        if circuit || (self.known.len() >= limits::RELAY_CANDIDATES && !self.known.contains_key(&peer)) {
             return;
         }
         self.known.entry(peer).or_insert(Relay {
@@ -77,31 +75,20 @@ impl Relays {
             State::Idle { .. } => None,
         };
         if !wanted {
-            return self
-                .known
-                .values()
-                .filter_map(held)
-                .map(Action::Stop)
-                .collect();
+            return self.known.values().filter_map(held).map(Action::Stop).collect();
         }
         let room = limits::RELAYS.saturating_sub(self.known.values().filter_map(held).count());
         let mut ready: Vec<_> = self
             .known
             .iter()
-            .filter(
-                |(_, relay)| matches!(relay.state, State::Idle { not_before } if not_before <= now),
-            )
+            .filter(|(_, relay)| matches!(relay.state, State::Idle { not_before } if not_before <= now))
             .collect();
         ready.sort_by_key(|(_, relay)| relay.failures);
         ready
             .into_iter()
             .take(room)
             .map(|(peer, relay)| {
-                let circuit = relay
-                    .address
-                    .clone()
-                    .with(Protocol::P2p(*peer))
-                    .with(Protocol::P2pCircuit);
+                let circuit = relay.address.clone().with(Protocol::P2p(*peer)).with(Protocol::P2pCircuit);
                 Action::Listen(*peer, circuit)
             })
             .collect()
@@ -142,9 +129,7 @@ impl Relays {
 fn fail(relay: &mut Relay, now: Instant) {
     let pause = (RETRY_FIRST * 2u32.saturating_pow(relay.failures.min(10))).min(RETRY_LAST);
     relay.failures += 1;
-    relay.state = State::Idle {
-        not_before: now + pause,
-    };
+    relay.state = State::Idle { not_before: now + pause };
 }
 
 #[cfg(test)]
@@ -157,11 +142,7 @@ mod tests {
             .into_iter()
             .map(|action| match action {
                 Action::Listen(peer, circuit) => {
-                    assert!(
-                        circuit
-                            .to_string()
-                            .ends_with(&format!("/p2p/{peer}/p2p-circuit"))
-                    );
+                    assert!(circuit.to_string().ends_with(&format!("/p2p/{peer}/p2p-circuit")));
                     relays.listening(&peer, Some(ListenerId::next()), now);
                     peer
                 }
@@ -193,11 +174,7 @@ mod tests {
     #[test]
     fn reservations_are_given_back_when_reachable() {
         let (mut relays, now) = (Relays::default(), Instant::now());
-        relays.candidate(
-            PeerId::random(),
-            &"/ip4/127.0.0.1/tcp/1".parse().unwrap(),
-            now,
-        );
+        relays.candidate(PeerId::random(), &"/ip4/127.0.0.1/tcp/1".parse().unwrap(), now);
         assert!(relays.next(false, now).is_empty());
         listen(&mut relays, now);
         assert!(matches!(relays.next(false, now)[..], [Action::Stop(_)]));

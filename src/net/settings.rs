@@ -147,9 +147,7 @@ impl Settings {
             ("records", limits.records),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
-            return fail(format!(
-                "limits.{name} is 0: nothing would work; leave it out for the default"
-            ));
+            return fail(format!("limits.{name} is 0: nothing would work; leave it out for the default"));
         }
         Ok(())
     }
@@ -168,15 +166,10 @@ mod peers {
         serializer.collect_seq(peers.iter().map(PeerId::to_string))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<PeerId>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PeerId>, D::Error> {
         Vec::<String>::deserialize(deserializer)?
             .iter()
-            .map(|text| {
-                text.parse()
-                    .map_err(|e| D::Error::custom(format!("{text:?} is not a peer id: {e}")))
-            })
+            .map(|text| text.parse().map_err(|e| D::Error::custom(format!("{text:?} is not a peer id: {e}"))))
             .collect()
     }
 }

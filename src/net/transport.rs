@@ -41,17 +41,12 @@ pub(super) fn build(
     config.max_stream_data = QUIC_STREAM_WINDOW;
     config.max_connection_data = QUIC_CONNECTION_WINDOW;
     config.max_concurrent_stream_limit = QUIC_STREAMS;
-    let quic = quic::tokio::Transport::new(config)
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    let direct = quic
-        .or_transport(tcp)
-        .map(|either, _| either_output(either));
+    let quic = quic::tokio::Transport::new(config).map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let direct = quic.or_transport(tcp).map(|either, _| either_output(either));
     let named = match dns::tokio::Transport::system(direct) {
         Ok(transport) => transport,
         Err(error) => {
-            return Err(NetError::Transport(format!(
-                "names cannot be resolved: {error}"
-            )));
+            return Err(NetError::Transport(format!("names cannot be resolved: {error}")));
         }
     };
     let relayed = relay
@@ -98,21 +93,12 @@ const READ_AHEAD: usize = 128 * 1024;
 
 impl<T> ReadAhead<T> {
     fn new(io: T) -> Self {
-        Self {
-            io,
-            buffer: Vec::new(),
-            start: 0,
-            end: 0,
-        }
+        Self { io, buffer: Vec::new(), start: 0, end: 0 }
     }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.start == this.end {
             if this.buffer.is_empty() {
@@ -141,11 +127,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for ReadAhead<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 

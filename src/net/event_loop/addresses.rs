@@ -136,28 +136,19 @@ impl Addresses {
         }
         for address in self.failed.keys() {
             let fix = reachability::fix(address);
-            reports
-                .entry(address.clone())
-                .or_insert(AddressStatus::Unreachable { fix });
+            reports.entry(address.clone()).or_insert(AddressStatus::Unreachable { fix });
         }
         let patience = limits::REDIAL_LAST;
         for address in &self.listening {
             let note = match scope(address) {
                 Scope::Loopback => "only this machine can use it".to_owned(),
                 Scope::Private => "only the local network can use it".to_owned(),
-                Scope::Global if self.age(now) < patience => {
-                    "no other node has tested it yet".to_owned()
-                }
+                Scope::Global if self.age(now) < patience => "no other node has tested it yet".to_owned(),
                 Scope::Global => "no connected node tests addresses; connect to a relay".to_owned(),
             };
-            reports
-                .entry(address.clone())
-                .or_insert(AddressStatus::Untested { note });
+            reports.entry(address.clone()).or_insert(AddressStatus::Untested { note });
         }
-        reports
-            .into_iter()
-            .map(|(address, status)| AddressReport { address, status })
-            .collect()
+        reports.into_iter().map(|(address, status)| AddressReport { address, status }).collect()
     }
 }
 
@@ -174,9 +165,7 @@ fn scope(address: &Multiaddr) -> Scope {
         Some(Protocol::Ip4(ip)) if ip.is_loopback() => Scope::Loopback,
         Some(Protocol::Ip4(ip)) if ip.is_private() || ip.is_link_local() => Scope::Private,
         Some(Protocol::Ip6(ip)) if ip.is_loopback() => Scope::Loopback,
-        Some(Protocol::Ip6(ip)) if ip.is_unique_local() || ip.is_unicast_link_local() => {
-            Scope::Private
-        }
+        Some(Protocol::Ip6(ip)) if ip.is_unique_local() || ip.is_unicast_link_local() => Scope::Private,
         Some(Protocol::Memory(_)) => Scope::Loopback,
         _ => Scope::Global,
     }
@@ -193,25 +182,15 @@ mod tests {
     #[test]
     fn addresses_are_told_best_first_once_they_have_settled() {
         let now = Instant::now();
-        let settings = Settings {
-            announce: vec![address("/dns/argus.example/tcp/4600")],
-            ..Settings::default()
-        };
+        let settings =
+            Settings { announce: vec![address("/dns/argus.example/tcp/4600")], ..Settings::default() };
         let mut addresses = Addresses::new(&settings, now);
-        for text in [
-            "/ip4/127.0.0.1/tcp/1",
-            "/ip4/10.0.0.1/tcp/1",
-            "/ip4/8.8.8.8/tcp/1",
-        ] {
+        for text in ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1", "/ip4/8.8.8.8/tcp/1"] {
             addresses.listening(address(text), now);
         }
         assert_eq!(addresses.to_tell(now), None);
         let told = addresses.to_tell(now + SETTLE).unwrap();
-        let expected = [
-            "/dns/argus.example/tcp/4600",
-            "/ip4/8.8.8.8/tcp/1",
-            "/ip4/10.0.0.1/tcp/1",
-        ];
+        let expected = ["/dns/argus.example/tcp/4600", "/ip4/8.8.8.8/tcp/1", "/ip4/10.0.0.1/tcp/1"];
         assert_eq!(told, expected.map(address));
         assert_eq!(addresses.to_tell(now + SETTLE), None, "nothing changed");
         assert!(addresses.reachable());
@@ -222,11 +201,7 @@ mod tests {
         let now = Instant::now();
         let mut addresses = Addresses::new(&Settings::default(), now);
         addresses.listening(address("/ip4/127.0.0.1/tcp/1"), now);
-        assert_eq!(
-            addresses.to_tell(now + SETTLE).unwrap().len(),
-            1,
-            "loopback, for lack of others"
-        );
+        assert_eq!(addresses.to_tell(now + SETTLE).unwrap().len(), 1, "loopback, for lack of others");
         let peer = libp2p::PeerId::random();
         let circuit = address(&format!("/ip4/8.8.8.8/tcp/1/p2p/{peer}/p2p-circuit"));
         addresses.confirmed(circuit.clone(), now);

@@ -12,8 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{EventLoop, lookups::Waiter};
 use crate::net::{
-    DhtMode, DhtReport, LookupError, NetError, Snapshot, StreamReport, handle::Command, limits,
-    unix_ms,
+    DhtMode, DhtReport, LookupError, NetError, Snapshot, StreamReport, handle::Command, limits, unix_ms,
 };
 
 impl EventLoop {
@@ -87,8 +86,7 @@ impl EventLoop {
         match self.swarm.behaviour_mut().kad.put_record(put, Quorum::All) {
             Ok(id) => self.publisher.putting(id, now),
             Err(_) => {
-                let text =
-                    "this node keeps a newer one of the same hotkey; is another node using it?";
+                let text = "this node keeps a newer one of the same hotkey; is another node using it?";
                 self.publisher.failed(NetError::Record(text.into()), now);
             }
         }
@@ -127,11 +125,7 @@ impl EventLoop {
                 Mode::Server => DhtMode::Server,
                 Mode::Client => DhtMode::Client,
             },
-            peers: behaviour
-                .kad
-                .kbuckets()
-                .map(|bucket| bucket.num_entries())
-                .sum(),
+            peers: behaviour.kad.kbuckets().map(|bucket| bucket.num_entries()).sum(),
             records: behaviour.kad.store_mut().len(),
             published_on: self.publisher.stored_on(),
         };

@@ -82,14 +82,7 @@ impl Lookups {
     pub(super) fn begun(&mut self, id: QueryId, hotkey: Hotkey, waiter: Waiter, now: Instant) {
         self.running.insert(
             id,
-            Lookup {
-                hotkey,
-                waiters: vec![waiter],
-                best: None,
-                answers: 0,
-                begun: now,
-                first_answer: None,
-            },
+            Lookup { hotkey, waiters: vec![waiter], best: None, answers: 0, begun: now, first_answer: None },
         );
     }
 
@@ -99,19 +92,13 @@ impl Lookups {
             let _ = waiter.send(Err(LookupError::Busy));
             return;
         }
-        self.parked.push(Parked {
-            hotkey,
-            waiter,
-            since,
-        });
+        self.parked.push(Parked { hotkey, waiter, since });
     }
 
     /// Those who waited for somebody to ask.
     pub(super) fn unpark(&mut self) -> Vec<(Hotkey, Waiter)> {
         let parked = self.parked.drain(..);
-        parked
-            .map(|parked| (parked.hotkey, parked.waiter))
-            .collect()
+        parked.map(|parked| (parked.hotkey, parked.waiter)).collect()
     }
 
     pub(super) fn hotkey(&self, id: &QueryId) -> Option<Hotkey> {
@@ -125,11 +112,7 @@ impl Lookups {
         };
         lookup.answers += 1;
         lookup.first_answer.get_or_insert(now);
-        if lookup
-            .best
-            .as_ref()
-            .is_none_or(|best| record.replaces(best))
-        {
+        if lookup.best.as_ref().is_none_or(|best| record.replaces(best)) {
             lookup.best = Some(record);
         }
         lookup.answers >= limits::LOOKUP_ANSWERS
@@ -151,21 +134,14 @@ impl Lookups {
             .iter()
             .filter(|(_, lookup)| {
                 since(lookup.begun) >= limits::LOOKUP_TIMEOUT
-                    || lookup
-                        .first_answer
-                        .is_some_and(|at| since(at) >= limits::LOOKUP_GRACE)
+                    || lookup.first_answer.is_some_and(|at| since(at) >= limits::LOOKUP_GRACE)
             })
             .map(|(id, _)| *id)
             .collect()
     }
 
     /// Ends a lookup. `own`: the record this node keeps, if any.
-    pub(super) fn end(
-        &mut self,
-        id: &QueryId,
-        own: Option<VerifiedRecord>,
-        now: Instant,
-    ) -> Option<Ended> {
+    pub(super) fn end(&mut self, id: &QueryId, own: Option<VerifiedRecord>, now: Instant) -> Option<Ended> {
         let lookup = self.running.remove(id)?;
         let late = now.saturating_duration_since(lookup.begun) >= limits::LOOKUP_TIMEOUT;
         let newest = match (lookup.best, own) {
@@ -177,17 +153,12 @@ impl Lookups {
             None if late => Err(LookupError::TimedOut(limits::LOOKUP_TIMEOUT)),
             None => Err(LookupError::NotFound),
         };
-        Some(Ended {
-            outcome,
-            waiters: lookup.waiters,
-        })
+        Some(Ended { outcome, waiters: lookup.waiters })
     }
 
     /// `true` once an hour, for sweeping.
     pub(super) fn hourly(&mut self, now: Instant) -> bool {
-        let due = self
-            .swept
-            .is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(3600));
+        let due = self.swept.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(3600));
         if due {
             self.swept = Some(now);
         }

@@ -119,34 +119,15 @@ pub fn start(
         advised: None,
     };
     event_loop.listen()?;
-    let asker = Asker {
-        peer,
-        hotkey,
-        netuid,
-        links,
-        complaints,
-        metrics,
-    };
-    let handle = Handle(Arc::new(Inner {
-        peer,
-        commands: command_sender,
-        directory,
-        asker,
-    }));
+    let asker = Asker { peer, hotkey, netuid, links, complaints, metrics };
+    let handle = Handle(Arc::new(Inner { peer, commands: command_sender, directory, asker }));
     let task = tokio::spawn(async move {
         event_loop.run(shutdown).await;
         // The loop was the last to write: what is queued reaches the disk now.
         drop(event_loop);
-        writing
-            .await
-            .map_err(|error| NetError::Failed(format!("the writer of records failed: {error}")))
+        writing.await.map_err(|error| NetError::Failed(format!("the writer of records failed: {error}")))
     });
-    Ok(Net {
-        handle,
-        events,
-        queries,
-        task,
-    })
+    Ok(Net { handle, events, queries, task })
 }
 
 fn swarm(
@@ -201,10 +182,7 @@ impl EventLoop {
                     tracing::warn!(%address, %error, "not listening on this address");
                     continue;
                 }
-                return Err(NetError::Listen {
-                    address,
-                    cause: error.to_string(),
-                });
+                return Err(NetError::Listen { address, cause: error.to_string() });
             }
         }
         for address in self.settings.announce.clone() {
@@ -264,13 +242,7 @@ impl EventLoop {
     fn dial_known(&mut self, begin_more: bool, now: Instant) {
         let connections = self.peers.len();
         let peers = &self.peers;
-        let dials = self.rejoin.next(
-            &self.book,
-            |peer| peers.contains(peer),
-            connections,
-            begin_more,
-            now,
-        );
+        let dials = self.rejoin.next(&self.book, |peer| peers.contains(peer), connections, begin_more, now);
         for dial in dials {
             if let Err(error) = self.dial(dial.peer, dial.addresses) {
                 tracing::debug!(peer = %dial.peer, %error, "not dialling");
@@ -294,10 +266,7 @@ impl EventLoop {
         match self.penalties.add(peer, offence, Instant::now()) {
             Verdict::Tolerate(points) => {
                 tracing::debug!(%peer, offence = offence.label(), points, "offence");
-                self.swarm
-                    .behaviour_mut()
-                    .gossip
-                    .set_application_score(&peer, -points);
+                self.swarm.behaviour_mut().gossip.set_application_score(&peer, -points);
             }
             Verdict::Block(time) => {
                 tracing::warn!(%peer, offence = offence.label(), ?time, "peer blocked for its offences");
@@ -315,9 +284,7 @@ impl EventLoop {
 
     /// Says what is wrong and what to do, when the node is alone, once a minute.
     fn advise(&mut self, now: Instant) {
-        let quiet = self
-            .advised
-            .is_some_and(|at| now.saturating_duration_since(at) < limits::REDIAL_LAST);
+        let quiet = self.advised.is_some_and(|at| now.saturating_duration_since(at) < limits::REDIAL_LAST);
         if quiet || self.addresses.age(now) < limits::REDIAL_FIRST * 5 {
             return;
         }

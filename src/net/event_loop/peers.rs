@@ -26,9 +26,7 @@ struct Peer {
 impl Peer {
     /// Direct before relayed, the younger of equals.
     fn best(&self) -> Option<&Connection> {
-        self.connections
-            .iter()
-            .max_by_key(|connection| connection.path == PathKind::Direct)
+        self.connections.iter().max_by_key(|connection| connection.path == PathKind::Direct)
     }
 }
 
@@ -49,12 +47,7 @@ impl Peers {
     }
 
     /// `true` when it is the first connection with this peer.
-    pub(super) fn connected(
-        &mut self,
-        peer: PeerId,
-        id: ConnectionId,
-        end: &ConnectedPoint,
-    ) -> bool {
+    pub(super) fn connected(&mut self, peer: PeerId, id: ConnectionId, end: &ConnectedPoint) -> bool {
         let address = end.get_remote_address().clone();
         // A circuit into this node names the relay on the local address.
         let path = match end {
@@ -66,13 +59,7 @@ impl Peers {
             ConnectedPoint::Listener { local_addr, .. } => TransportKind::of(local_addr),
         };
         let known = self.0.entry(peer).or_default();
-        known.connections.push(Connection {
-            id,
-            address,
-            path,
-            transport,
-            rtt: None,
-        });
+        known.connections.push(Connection { id, address, path, transport, rtt: None });
         known.connections.len() == 1
     }
 
@@ -113,12 +100,10 @@ impl Peers {
 
     /// Addresses of this peer's connections.
     pub(super) fn addresses(&self, peer: &PeerId) -> impl Iterator<Item = &Multiaddr> {
-        self.0.get(peer).into_iter().flat_map(|known| {
-            known
-                .connections
-                .iter()
-                .map(|connection| &connection.address)
-        })
+        self.0
+            .get(peer)
+            .into_iter()
+            .flat_map(|known| known.connections.iter().map(|connection| &connection.address))
     }
 
     /// Answers with the way to this peer: at once when its time is known, else with the next ping.

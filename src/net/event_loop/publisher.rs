@@ -39,13 +39,7 @@ impl Publisher {
                 let _ = waiting.send(Err(NetError::Record(text.into())));
             }
         }
-        self.0 = Some(Own {
-            record,
-            reply: Some(reply),
-            putting: None,
-            next: now,
-            stored_on: None,
-        });
+        self.0 = Some(Own { record, reply: Some(reply), putting: None, next: now, stored_on: None });
     }
 
     /// The record to put now.

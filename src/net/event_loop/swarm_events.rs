@@ -14,8 +14,7 @@ use libp2p::{
 
 use super::EventLoop;
 use crate::net::{
-    Dht, Event, Offence, PathKind, behaviour::BehaviourEvent, record_store::Fate, relays::Action,
-    unix_ms,
+    Dht, Event, Offence, PathKind, behaviour::BehaviourEvent, record_store::Fate, relays::Action, unix_ms,
 };
 
 /// The protocol by which relays are asked for circuits.
@@ -26,12 +25,7 @@ impl EventLoop {
         let now = Instant::now();
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour_event(event, now),
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 let first = self.peers.connected(peer_id, connection_id, &endpoint);
                 self.rejoin.ended(&peer_id);
                 if endpoint.is_dialer() {
@@ -47,21 +41,13 @@ impl EventLoop {
                     self.emit(Event::PeerConnected(peer_id));
                 }
             }
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                connection_id,
-                ..
-            } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
                 if self.peers.disconnected(&peer_id, connection_id) {
                     self.relays.disconnected(&peer_id);
                     self.emit(Event::PeerDisconnected(peer_id));
                 }
             }
-            SwarmEvent::OutgoingConnectionError {
-                peer_id: Some(peer),
-                error,
-                ..
-            } => {
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
                 tracing::debug!(%peer, %error, "dial failed");
                 self.rejoin.ended(&peer);
                 if !self.peers.contains(&peer)
@@ -81,11 +67,7 @@ impl EventLoop {
                     self.swarm.remove_external_address(&address);
                 }
             }
-            SwarmEvent::ListenerClosed {
-                listener_id,
-                addresses,
-                reason,
-            } => {
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
                 let relayed = self.relays.closed(listener_id, now);
                 if !relayed {
                     tracing::warn!(?addresses, ?reason, "no longer listening");
@@ -133,11 +115,7 @@ impl EventLoop {
             Dht::Client => false,
             Dht::Auto => self.addresses.reachable(),
         };
-        let mode = if server {
-            kad::Mode::Server
-        } else {
-            kad::Mode::Client
-        };
+        let mode = if server { kad::Mode::Server } else { kad::Mode::Client };
         self.swarm.behaviour_mut().kad.set_mode(Some(mode));
     }
 
@@ -176,11 +154,7 @@ impl EventLoop {
             }
             BehaviourEvent::Ping(event) => {
                 self.libp2p_metrics.record(&event);
-                let ping::Event {
-                    peer,
-                    connection,
-                    result,
-                } = event;
+                let ping::Event { peer, connection, result } = event;
                 if let Ok(rtt) = result {
                     self.peers.pinged(&peer, connection, rtt);
                 }
@@ -192,10 +166,7 @@ impl EventLoop {
             BehaviourEvent::Gossip(event) => self.libp2p_metrics.record(&event),
             BehaviourEvent::Dcutr(event) => {
                 self.libp2p_metrics.record(&event);
-                let dcutr::Event {
-                    remote_peer_id,
-                    result,
-                } = event;
+                let dcutr::Event { remote_peer_id, result } = event;
                 match result {
                     Ok(_) => {
                         tracing::info!(peer = %remote_peer_id, "hole punched: the connection is direct now")
@@ -240,11 +211,7 @@ impl EventLoop {
             .take(crate::net::limits::BOOK_ADDRESSES)
             .cloned()
             .collect();
-        let speaks = |name: &str| {
-            info.protocols
-                .iter()
-                .any(|protocol| protocol.as_ref() == name)
-        };
+        let speaks = |name: &str| info.protocols.iter().any(|protocol| protocol.as_ref() == name);
         if speaks(record::KAD_PROTOCOL) {
             for address in &listening {
                 let kad = &mut self.swarm.behaviour_mut().kad;
@@ -261,9 +228,7 @@ impl EventLoop {
 
     fn on_kad_event(&mut self, event: kad::Event, now: Instant) {
         match event {
-            kad::Event::OutboundQueryProgressed {
-                id, result, step, ..
-            } => match result {
+            kad::Event::OutboundQueryProgressed { id, result, step, .. } => match result {
                 QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => {
                     self.on_found(id, found, now);
                     if step.last {
@@ -284,16 +249,9 @@ impl EventLoop {
                 _ => {}
             },
             kad::Event::InboundRequest {
-                request:
-                    InboundRequest::PutRecord {
-                        source,
-                        record: Some(record),
-                        ..
-                    },
+                request: InboundRequest::PutRecord { source, record: Some(record), .. },
             } => self.on_record_sent(source, &record, now),
-            kad::Event::RoutingUpdated {
-                is_new_peer: true, ..
-            } => {
+            kad::Event::RoutingUpdated { is_new_peer: true, .. } => {
                 self.publisher.new_peer(now);
                 for (hotkey, waiter) in self.lookups.unpark() {
                     self.lookup(hotkey, waiter, now);
@@ -354,8 +312,5 @@ fn is_near(address: &Multiaddr) -> bool {
 }
 
 fn without_peer(address: &Multiaddr) -> Multiaddr {
-    address
-        .iter()
-        .filter(|protocol| !matches!(protocol, Protocol::P2p(_)))
-        .collect()
+    address.iter().filter(|protocol| !matches!(protocol, Protocol::P2p(_))).collect()
 }

@@ -12,8 +12,7 @@ use std::{
 };
 
 use argus_protocols::{
-    HotkeyPair, QueryId, Reason, Receipt, Rejection, ResultHeader, SignedOpen, SignedReceipt,
-    VerifiedOpen,
+    HotkeyPair, QueryId, Reason, Receipt, Rejection, ResultHeader, SignedOpen, SignedReceipt, VerifiedOpen,
     codec::{self, FrameKind},
     limits as wire,
     query::{Accepted, OpenError, Progress},
@@ -248,8 +247,7 @@ impl Inner {
             _slot: slot,
         };
         if let Err(refused) = self.queries.try_send(query) {
-            let (mpsc::error::TrySendError::Full(query) | mpsc::error::TrySendError::Closed(query)) =
-                refused;
+            let (mpsc::error::TrySendError::Full(query) | mpsc::error::TrySendError::Closed(query)) = refused;
             self.metrics.dropped("inbound_query");
             query.reject(Rejection::busy(RETRY_MS)).await;
         }
@@ -277,14 +275,8 @@ fn refuse(reason: Reason, offence: Offence, label: &'static str) -> Refusal {
 fn refuse_open(error: &OpenError) -> Refusal {
     match error {
         OpenError::Codec(_) => refuse(Reason::Invalid, Offence::BadFrame, "bad_frame"),
-        OpenError::Signature(_) => {
-            refuse(Reason::Unauthorised, Offence::BadSignature, "bad_signature")
-        }
-        OpenError::Peer => refuse(
-            Reason::Unauthorised,
-            Offence::BadSignature,
-            "other_connection",
-        ),
+        OpenError::Signature(_) => refuse(Reason::Unauthorised, Offence::BadSignature, "bad_signature"),
+        OpenError::Peer => refuse(Reason::Unauthorised, Offence::BadSignature, "other_connection"),
         OpenError::Body(_) => refuse(Reason::Invalid, Offence::Oversized, "oversized"),
         OpenError::Limits => refuse(Reason::Invalid, Offence::Oversized, "limits"),
         // A clock that is off, or a record that is out of date: honest mistakes.
@@ -373,11 +365,7 @@ impl InboundQuery {
     }
 
     /// Sends the answer and the receipt for it, signed by the node's hotkey.
-    pub async fn finish(
-        mut self,
-        body: Bytes,
-        compute_ms: u32,
-    ) -> Result<SignedReceipt, StreamError> {
+    pub async fn finish(mut self, body: Bytes, compute_ms: u32) -> Result<SignedReceipt, StreamError> {
         if body.is_empty() || body.len() > wire::BODY {
             self.inner.metrics.received("bad_answer");
             let length = body.len();
@@ -462,11 +450,7 @@ impl InboundQuery {
     fn stuck(&self) -> StreamError {
         self.inner.metrics.received("timed_out");
         let total = Time::now() >= self.deadline;
-        StreamError::TimedOut(if total {
-            Deadline::Total
-        } else {
-            Deadline::Idle
-        })
+        StreamError::TimedOut(if total { Deadline::Total } else { Deadline::Idle })
     }
 
     /// Counts what a validator did to its stream.
@@ -474,9 +458,7 @@ impl InboundQuery {
         let (offence, stream_error) = match error {
             FrameError::Ended => return self.gone(),
             FrameError::Hash => (Offence::WrongHash, StreamError::Hash),
-            error if error.is_oversized() => {
-                (Offence::Oversized, StreamError::Protocol(error.to_string()))
-            }
+            error if error.is_oversized() => (Offence::Oversized, StreamError::Protocol(error.to_string())),
             error => (Offence::BadFrame, StreamError::Protocol(error.to_string())),
         };
         self.inner.complaints.add(self.peer, offence);

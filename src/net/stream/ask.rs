@@ -9,8 +9,8 @@ use std::{
 };
 
 use argus_protocols::{
-    Hotkey, HotkeyPair, Open, QueryId, Rejection, ResultHeader, SignedOpen, SignedReceipt,
-    TaskKind, VerifiedReceipt,
+    Hotkey, HotkeyPair, Open, QueryId, Rejection, ResultHeader, SignedOpen, SignedReceipt, TaskKind,
+    VerifiedReceipt,
     codec::FrameKind,
     limits as wire,
     query::{Accepted, Deadlines, Progress},
@@ -53,12 +53,7 @@ pub(in crate::net) struct Clock {
 impl Clock {
     pub(in crate::net) fn start(deadlines: Deadlines) -> Self {
         let begun = Instant::now();
-        Self {
-            begun,
-            deadlines,
-            first_byte: None,
-            since: begun,
-        }
+        Self { begun, deadlines, first_byte: None, since: begun }
     }
 
     /// The next deadline, and which one it is.
@@ -66,17 +61,10 @@ impl Clock {
         let after = |from: Instant, ms: u32| from + Duration::from_millis(ms.into());
         let total = after(self.begun, self.deadlines.total_ms);
         let (nearer, which) = match self.first_byte {
-            None => (
-                after(self.begun, self.deadlines.first_byte_ms),
-                Deadline::FirstByte,
-            ),
+            None => (after(self.begun, self.deadlines.first_byte_ms), Deadline::FirstByte),
             Some(_) => (after(self.since, self.deadlines.idle_ms), Deadline::Idle),
         };
-        if nearer < total {
-            (nearer.into(), which)
-        } else {
-            (total.into(), Deadline::Total)
-        }
+        if nearer < total { (nearer.into(), which) } else { (total.into(), Deadline::Total) }
     }
 
     /// The miner sent something.
@@ -91,30 +79,18 @@ impl Clock {
     }
 
     /// Runs a step of the query under the next deadline.
-    pub(in crate::net) async fn wait<T>(
-        &self,
-        step: impl Future<Output = T>,
-    ) -> Result<T, QueryError> {
+    pub(in crate::net) async fn wait<T>(&self, step: impl Future<Output = T>) -> Result<T, QueryError> {
         let (until, which) = self.next();
-        timeout_at(until, step)
-            .await
-            .map_err(|_| QueryError::TimedOut(which))
+        timeout_at(until, step).await.map_err(|_| QueryError::TimedOut(which))
     }
 }
 
 impl Asker {
     /// Checks what would be refused anyway.
-    pub(in crate::net) fn check(
-        &self,
-        query: &OutgoingQuery,
-    ) -> Result<Arc<HotkeyPair>, QueryError> {
+    pub(in crate::net) fn check(&self, query: &OutgoingQuery) -> Result<Arc<HotkeyPair>, QueryError> {
         let invalid = |text: String| Err(QueryError::Invalid(text));
         if query.body.len() > wire::BODY {
-            return invalid(format!(
-                "the body has {} bytes, the limit is {}",
-                query.body.len(),
-                wire::BODY
-            ));
+            return invalid(format!("the body has {} bytes, the limit is {}", query.body.len(), wire::BODY));
         }
         match &self.hotkey {
             Some(hotkey) => Ok(hotkey.clone()),
@@ -134,34 +110,21 @@ impl Asker {
         let stream = self.links.request(&miner_peer)?;
         let _open = OpenGauge::new(&self.metrics.outbound_streams);
         let open = self.open(query, hotkey.hotkey(), miner_peer);
-        open.check()
-            .map_err(|error| QueryError::Invalid(error.to_string()))?;
+        open.check().map_err(|error| QueryError::Invalid(error.to_string()))?;
         let signed = SignedOpen::sign(&open, hotkey);
         let request_hash = signed.request_hash();
         let opened = clock.wait(stream).await??;
         // Held until the stream is gone.
         let _permit = opened.permit;
-        let mut exchange = Exchange {
-            frames: Frames::new(opened.stream),
-            clock,
-        };
+        let mut exchange = Exchange { frames: Frames::new(opened.stream), clock };
         exchange.frames.push(FrameKind::Open, &signed.to_bytes());
         let early = exchange.send_body(&query.body).await?;
         let header = exchange.header(early, &mut progress).await?;
         let body = exchange.body(&header).await?;
-        let receipt = exchange
-            .receipt(&open, request_hash, header.body_hash)
-            .await?;
+        let receipt = exchange.receipt(&open, request_hash, header.body_hash).await?;
         let begun = exchange.clock.begun;
         let first_byte = exchange.clock.first_byte.unwrap_or(begun) - begun;
-        Ok(Answered {
-            body,
-            receipt,
-            header,
-            first_byte,
-            total: begun.elapsed(),
-            peer: miner_peer,
-        })
+        Ok(Answered { body, receipt, header, first_byte, total: begun.elapsed(), peer: miner_peer })
     }
 
     fn open(&self, query: &OutgoingQuery, validator: Hotkey, miner_peer: PeerId) -> Open {
@@ -217,9 +180,7 @@ impl From<FrameError> for AskError {
             // Connections end; that is nobody's offence.
             FrameError::Ended | FrameError::Truncated => AskError::Query(QueryError::Closed),
             FrameError::Hash => AskError::Broken(error.to_string(), Offence::WrongHash),
-            error if error.is_oversized() => {
-                AskError::Broken(error.to_string(), Offence::Oversized)
-            }
+            error if error.is_oversized() => AskError::Broken(error.to_string(), Offence::Oversized),
             error => AskError::Broken(error.to_string(), Offence::BadFrame),
         }
     }
@@ -248,9 +209,7 @@ impl Exchange<'_> {
     async fn send_body(&mut self, body: &Bytes) -> Result<Option<Frame>, AskError> {
         let mut sending = Sending::new(body.clone());
         if sending.is_small() {
-            self.clock
-                .wait(self.frames.send_part(&mut sending))
-                .await??;
+            self.clock.wait(self.frames.send_part(&mut sending)).await??;
         }
         while sending.left() > 0 {
             let before = sending.sent();
@@ -264,11 +223,7 @@ impl Exchange<'_> {
                     if frame.0 != FrameKind::Accepted {
                         return Ok(Some(frame));
                     }
-                    while !self
-                        .clock
-                        .wait(self.frames.send_part(&mut sending))
-                        .await??
-                    {
+                    while !self.clock.wait(self.frames.send_part(&mut sending)).await?? {
                         self.clock.sent();
                     }
                     self.clock.wait(self.frames.flush()).await??;
@@ -301,20 +256,14 @@ impl Exchange<'_> {
             match kind {
                 FrameKind::Accepted => {
                     let accepted = Accepted::decode(&payload).map_err(|_| bad("acceptance"))?;
-                    progress(QueryProgress::Accepted {
-                        queue_position: accepted.queue_position,
-                    });
+                    progress(QueryProgress::Accepted { queue_position: accepted.queue_position });
                 }
                 FrameKind::Progress => {
                     let step = Progress::decode(&payload).map_err(|_| bad("progress"))?;
-                    progress(QueryProgress::Step {
-                        step: step.step,
-                        of: step.of,
-                    });
+                    progress(QueryProgress::Step { step: step.step, of: step.of });
                 }
                 FrameKind::Rejected => {
-                    let rejection =
-                        Rejection::from_bytes(&payload).map_err(|_| bad("rejection"))?;
+                    let rejection = Rejection::from_bytes(&payload).map_err(|_| bad("rejection"))?;
                     return Err(QueryError::Rejected(rejection).into());
                 }
                 FrameKind::Result => {
@@ -348,15 +297,10 @@ impl Exchange<'_> {
         SignedReceipt::from_bytes(&payload)
             .map_err(|error| error.to_string())
             .and_then(|signed| {
-                signed
-                    .verify(open, request_hash, response_hash)
-                    .map_err(|error| error.to_string())
+                signed.verify(open, request_hash, response_hash).map_err(|error| error.to_string())
             })
             .map_err(|text| {
-                AskError::Broken(
-                    format!("the receipt does not hold: {text}"),
-                    Offence::BadReceipt,
-                )
+                AskError::Broken(format!("the receipt does not hold: {text}"), Offence::BadReceipt)
             })
     }
 }

@@ -53,10 +53,7 @@ pub(super) enum FrameError {
 impl FrameError {
     /// Whether this is more than was announced or allowed, rather than nonsense.
     pub(super) fn is_oversized(&self) -> bool {
-        matches!(
-            self,
-            FrameError::TooLong | FrameError::Codec(CodecError::TooLarge { .. })
-        )
+        matches!(self, FrameError::TooLong | FrameError::Codec(CodecError::TooLarge { .. }))
     }
 }
 
@@ -76,12 +73,7 @@ pub(super) struct Frames<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self {
-            stream,
-            read: BytesMut::new(),
-            write: Vec::new(),
-            written: 0,
-        }
+        Self { stream, read: BytesMut::new(), write: Vec::new(), written: 0 }
     }
 
     /// Reads more bytes behind those not yet used; `Ended` at the end.
@@ -102,16 +94,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     }
 
     /// The next header, left in the buffer.
-    fn poll_header(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(FrameKind, usize), FrameError>> {
+    fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<Result<(FrameKind, usize), FrameError>> {
         while self.read.len() < FRAME_HEADER {
             ready!(self.poll_fill(cx))?;
         }
-        let header = self.read[..FRAME_HEADER]
-            .try_into()
-            .expect("the length was checked");
+        let header = self.read[..FRAME_HEADER].try_into().expect("the length was checked");
         Poll::Ready(Ok(codec::parse_frame_header(header)?))
     }
 
@@ -151,11 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         poll_fn(|cx| self.poll_body_part(cx, body)).await
     }
 
-    fn poll_body_part(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut Body,
-    ) -> Poll<Result<bool, FrameError>> {
+    fn poll_body_part(&mut self, cx: &mut Context<'_>, body: &mut Body) -> Poll<Result<bool, FrameError>> {
         if body.bytes.len() == body.length {
             return Poll::Ready(body.complete());
         }
@@ -176,8 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
         let before = body.bytes.len();
         if self.read.is_empty() {
             // Straight into the body: no copy in between.
-            body.bytes
-                .resize(before + body.chunk_left.min(BODY_READ), 0);
+            body.bytes.resize(before + body.chunk_left.min(BODY_READ), 0);
             let result = Pin::new(&mut self.stream).poll_read(cx, &mut body.bytes[before..]);
             let count = match &result {
                 Poll::Ready(Ok(count)) => *count,
@@ -203,8 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     /// Appends a frame to what [`Frames::flush`] will send.
     pub(super) fn push(&mut self, kind: FrameKind, payload: &[u8]) {
         self.write.reserve(FRAME_HEADER + payload.len());
-        self.write
-            .extend_from_slice(&codec::frame_header(kind, payload.len()));
+        self.write.extend_from_slice(&codec::frame_header(kind, payload.len()));
         self.write.extend_from_slice(payload);
     }
 
@@ -226,9 +207,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     pub(super) async fn flush(&mut self) -> Result<(), FrameError> {
         poll_fn(|cx| {
             ready!(self.poll_write_pushed(cx))?;
-            Pin::new(&mut self.stream)
-                .poll_flush(cx)
-                .map_err(Into::into)
+            Pin::new(&mut self.stream).poll_flush(cx).map_err(Into::into)
         })
         .await
     }
@@ -250,8 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
                 sending.sent = sending.body.len();
                 return Poll::Ready(Ok(true));
             }
-            self.write
-                .extend_from_slice(&codec::frame_header(FrameKind::Chunk, length));
+            self.write.extend_from_slice(&codec::frame_header(FrameKind::Chunk, length));
             sending.chunk_left = length;
         }
         ready!(self.poll_write_pushed(cx))?;
@@ -288,9 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
     pub(super) async fn close(&mut self) -> Result<(), FrameError> {
         poll_fn(|cx| {
             ready!(self.poll_write_pushed(cx))?;
-            Pin::new(&mut self.stream)
-                .poll_close(cx)
-                .map_err(Into::into)
+            Pin::new(&mut self.stream).poll_close(cx).map_err(Into::into)
         })
         .await
     }
@@ -320,11 +296,7 @@ impl Body {
     }
 
     fn complete(&self) -> Result<bool, FrameError> {
-        if *self.hasher.finalize().as_bytes() == self.hash {
-            Ok(true)
-        } else {
-            Err(FrameError::Hash)
-        }
+        if *self.hasher.finalize().as_bytes() == self.hash { Ok(true) } else { Err(FrameError::Hash) }
     }
 
     pub(super) fn into_bytes(self) -> Bytes {
@@ -341,11 +313,7 @@ pub(super) struct Sending {
 
 impl Sending {
     pub(super) fn new(body: Bytes) -> Self {
-        Self {
-            body,
-            sent: 0,
-            chunk_left: 0,
-        }
+        Self { body, sent: 0, chunk_left: 0 }
     }
 
     pub(super) fn left(&self) -> usize {

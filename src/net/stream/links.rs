@@ -17,11 +17,9 @@ use libp2p::{
     core::{Endpoint, transport::PortUse, upgrade::ReadyUpgrade},
     swarm::{
         ConnectionDenied, ConnectionHandler, ConnectionHandlerEvent, ConnectionId, FromSwarm,
-        NetworkBehaviour, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent,
-        THandlerOutEvent, ToSwarm,
-        handler::{
-            ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound,
-        },
+        NetworkBehaviour, StreamUpgradeError, SubstreamProtocol, THandler, THandlerInEvent, THandlerOutEvent,
+        ToSwarm,
+        handler::{ConnectionEvent, DialUpgradeError, FullyNegotiatedInbound, FullyNegotiatedOutbound},
     },
 };
 use parking_lot::RwLock;
@@ -105,15 +103,8 @@ impl Links {
             let permit = match at_once {
                 Ok(permit) => permit,
                 Err(reply) => {
-                    let permit = link
-                        .permits
-                        .acquire_owned()
-                        .await
-                        .map_err(|_| OpenError::ConnectionLost)?;
-                    link.requests
-                        .send(reply)
-                        .await
-                        .map_err(|_| OpenError::ConnectionLost)?;
+                    let permit = link.permits.acquire_owned().await.map_err(|_| OpenError::ConnectionLost)?;
+                    link.requests.send(reply).await.map_err(|_| OpenError::ConnectionLost)?;
                     permit
                 }
             };
@@ -133,27 +124,14 @@ pub(in crate::net) struct Behaviour {
 
 impl Behaviour {
     pub(in crate::net) fn new(links: Links, admission: Admission) -> Self {
-        Self {
-            links,
-            admission,
-            unconfirmed: HashMap::new(),
-        }
+        Self { links, admission, unconfirmed: HashMap::new() }
     }
 
     fn handler(&mut self, peer: PeerId, id: ConnectionId, path: PathKind) -> Handler {
         let (requests, incoming) = mpsc::channel(limits::STREAMS_OUT);
-        let link = Link {
-            id,
-            path,
-            requests,
-            permits: Arc::new(Semaphore::new(limits::STREAMS_OUT)),
-        };
+        let link = Link { id, path, requests, permits: Arc::new(Semaphore::new(limits::STREAMS_OUT)) };
         self.unconfirmed.insert(id, link);
-        Handler {
-            peer,
-            incoming,
-            admission: self.admission.clone(),
-        }
+        Handler { peer, incoming, admission: self.admission.clone() }
     }
 }
 
@@ -209,12 +187,7 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 
-    fn on_connection_handler_event(
-        &mut self,
-        _: PeerId,
-        _: ConnectionId,
-        event: THandlerOutEvent<Self>,
-    ) {
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         match event {}
     }
 
@@ -269,10 +242,9 @@ impl ConnectionHandler for Handler {
         event: ConnectionEvent<Self::InboundProtocol, Self::OutboundProtocol, (), Reply>,
     ) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound {
-                protocol: stream,
-                ..
-            }) => self.admission.take(self.peer, stream),
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol: stream, .. }) => {
+                self.admission.take(self.peer, stream)
+            }
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: stream,
                 info: reply,

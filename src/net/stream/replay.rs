@@ -60,10 +60,7 @@ mod tests {
         assert!(replay.admit(&peer, &id, now));
         assert!(!replay.admit(&peer, &id, now + KEEP / 2));
         assert!(replay.admit(&other, &id, now));
-        assert!(
-            replay.admit(&peer, &id, now + KEEP),
-            "the open frame is stale by then"
-        );
+        assert!(replay.admit(&peer, &id, now + KEEP), "the open frame is stale by then");
     }
 
     #[test]
@@ -75,10 +72,6 @@ mod tests {
         }
         assert!(replay.order.len() <= limits::REPLAY_IDS);
         assert_eq!(replay.order.len(), replay.seen.len());
-        assert!(!replay.admit(
-            &peer,
-            &QueryId((limits::REPLAY_IDS as u128).to_le_bytes()),
-            now
-        ));
+        assert!(!replay.admit(&peer, &QueryId((limits::REPLAY_IDS as u128).to_le_bytes()), now));
     }
 }

@@ -57,10 +57,7 @@ impl Arena {
     }
 
     fn signed(&self, open: &Open) -> Vec<u8> {
-        frame(
-            FrameKind::Open,
-            &SignedOpen::sign(open, &self.validator.hotkey).to_bytes(),
-        )
+        frame(FrameKind::Open, &SignedOpen::sign(open, &self.validator.hotkey).to_bytes())
     }
 
     /// Sends bytes on a stream of their own and waits for the refusal, if one comes.
@@ -72,14 +69,11 @@ impl Arena {
     }
 
     fn offences(&self, kind: &str) -> u64 {
-        self.miner
-            .counter(&format!("argus_net_offences_total{{kind=\"{kind}\"}}"))
+        self.miner.counter(&format!("argus_net_offences_total{{kind=\"{kind}\"}}"))
     }
 
     async fn until_offence(&self, kind: &str) {
-        self.miner
-            .until_counted(&format!("argus_net_offences_total{{kind=\"{kind}\"}}"))
-            .await;
+        self.miner.until_counted(&format!("argus_net_offences_total{{kind=\"{kind}\"}}")).await;
     }
 
     /// The miner still answers honest queries.
@@ -129,11 +123,7 @@ async fn nonsense_in_place_of_an_open_frame_is_refused_and_counted() {
     ];
     for (number, (bytes, offence)) in cases.iter().enumerate() {
         let refusal = arena.send(bytes).await;
-        assert_eq!(
-            refusal.map(|r| r.reason),
-            Some(Reason::Invalid),
-            "case {number}"
-        );
+        assert_eq!(refusal.map(|r| r.reason), Some(Reason::Invalid), "case {number}");
         arena.until_offence(offence).await;
     }
     arena.lives().await;
@@ -142,9 +132,7 @@ async fn nonsense_in_place_of_an_open_frame_is_refused_and_counted() {
 #[tokio::test]
 async fn garbage_is_refused_and_truncation_counted() {
     let mut arena = Arena::new().await;
-    let refusal = arena
-        .send(&frame(FrameKind::Open, b"not an open frame at all"))
-        .await;
+    let refusal = arena.send(&frame(FrameKind::Open, b"not an open frame at all")).await;
     assert_eq!(refusal.unwrap().reason, Reason::Invalid);
     assert_eq!(arena.offences("bad_frame"), 1);
     let whole = arena.signed(&arena.open(b"x"));
@@ -152,12 +140,7 @@ async fn garbage_is_refused_and_truncation_counted() {
     stream.write_all(&whole[..whole.len() / 2]).await.unwrap();
     stream.close().await.unwrap();
     assert_eq!(super::tests::refusal(&mut stream).await, None);
-    assert_eq!(
-        arena
-            .miner
-            .counter(r#"argus_net_queries_received_total{kind="truncated"}"#),
-        1
-    );
+    assert_eq!(arena.miner.counter(r#"argus_net_queries_received_total{kind="truncated"}"#), 1);
     arena.lives().await;
 }
 
@@ -167,9 +150,7 @@ async fn signatures_and_connections_must_match() {
     let open = arena.open(b"x");
     let mut forged = SignedOpen::sign(&open, &arena.validator.hotkey);
     forged.signature.0[7] ^= 1;
-    let refusal = arena
-        .send(&frame(FrameKind::Open, &forged.to_bytes()))
-        .await;
+    let refusal = arena.send(&frame(FrameKind::Open, &forged.to_bytes())).await;
     assert_eq!(refusal.unwrap().reason, Reason::Unauthorised);
 
     // Overheard from somebody else's connection.
@@ -205,11 +186,7 @@ async fn an_open_frame_works_once_and_not_for_long() {
     elsewhere.netuid = 2;
     let refusal = arena.send(&arena.signed(&elsewhere)).await;
     assert_eq!(refusal.unwrap().reason, Reason::Incapable);
-    assert_eq!(
-        arena.offences("bad_signature"),
-        0,
-        "honest mistakes are no offence"
-    );
+    assert_eq!(arena.offences("bad_signature"), 0, "honest mistakes are no offence");
     arena.lives().await;
 }
 
@@ -230,11 +207,7 @@ async fn bodies_must_be_what_was_announced() {
     let cases: [(Vec<u8>, bool, &str); 5] = [
         (chunk(&[6; 100]), false, "hash"),
         (chunk(&[5; 101]), false, "protocol"),
-        (
-            raw_frame(2, wire::CHUNK as u32 + 1, &[5; 10]),
-            false,
-            "protocol",
-        ),
+        (raw_frame(2, wire::CHUNK as u32 + 1, &[5; 10]), false, "protocol"),
         (chunk(&[]), false, "protocol"),
         (chunk(&[5; 99]), true, "protocol"),
     ];
@@ -248,10 +221,7 @@ async fn bodies_must_be_what_was_announced() {
         } else {
             stream.flush().await.unwrap();
         }
-        let mut query = timeout(PATIENCE, arena.miner.queries.recv())
-            .await
-            .unwrap()
-            .unwrap();
+        let mut query = timeout(PATIENCE, arena.miner.queries.recv()).await.unwrap().unwrap();
         let error = timeout(PATIENCE, query.body()).await.unwrap().unwrap_err();
         assert_eq!(error.reason(), reason, "{error}");
         // Each alone is forgiven; together they would end in a block.
@@ -272,10 +242,7 @@ async fn talking_out_of_turn_ends_the_work() {
     bytes.extend_from_slice(&frame(FrameKind::Chunk, b"and more"));
     stream.write_all(&bytes).await.unwrap();
     stream.flush().await.unwrap();
-    let mut query = timeout(PATIENCE, arena.miner.queries.recv())
-        .await
-        .unwrap()
-        .unwrap();
+    let mut query = timeout(PATIENCE, arena.miner.queries.recv()).await.unwrap().unwrap();
     query.body().await.unwrap();
     timeout(PATIENCE, query.closed()).await.unwrap();
     assert_eq!(arena.offences("oversized"), 1);
@@ -299,23 +266,11 @@ where
     };
     let (answer, ()) = tokio::join!(asking, answering);
     let error = answer.unwrap_err();
-    let counted = arena
-        .validator
-        .counter("argus_net_offences_total{kind=\"bad_receipt\"}")
-        + arena
-            .validator
-            .counter("argus_net_offences_total{kind=\"wrong_hash\"}")
-        + arena
-            .validator
-            .counter("argus_net_offences_total{kind=\"oversized\"}")
-        + arena
-            .validator
-            .counter("argus_net_offences_total{kind=\"bad_frame\"}");
-    assert_eq!(
-        counted == 1,
-        matches!(error, QueryError::Protocol(_)),
-        "{error}"
-    );
+    let counted = arena.validator.counter("argus_net_offences_total{kind=\"bad_receipt\"}")
+        + arena.validator.counter("argus_net_offences_total{kind=\"wrong_hash\"}")
+        + arena.validator.counter("argus_net_offences_total{kind=\"oversized\"}")
+        + arena.validator.counter("argus_net_offences_total{kind=\"bad_frame\"}");
+    assert_eq!(counted == 1, matches!(error, QueryError::Protocol(_)), "{error}");
     error
 }
 
@@ -325,9 +280,7 @@ fn result(query: &mut InboundQuery, body: &[u8], hashed: &[u8]) -> [u8; 32] {
         body_hash: *blake3::hash(hashed).as_bytes(),
         compute_ms: 0,
     };
-    query
-        .frames
-        .push(FrameKind::Result, &codec::encode(&header));
+    query.frames.push(FrameKind::Result, &codec::encode(&header));
     query.frames.push(FrameKind::Chunk, body);
     header.body_hash
 }
@@ -378,10 +331,7 @@ async fn receipts_must_hold() {
         query.frames.push(FrameKind::Receipt, &signed.to_bytes());
     })
     .await;
-    assert!(
-        of_another_answer.to_string().contains("response"),
-        "{of_another_answer}"
-    );
+    assert!(of_another_answer.to_string().contains("response"), "{of_another_answer}");
 }
 
 #[tokio::test]

@@ -38,11 +38,7 @@ async fn a_restarted_node_rejoins_by_its_address_book() {
 async fn a_node_without_anybody_says_what_to_do() {
     let node = Recipe::memory().start().await;
     let snapshot = node.handle.snapshot().await.unwrap();
-    assert!(
-        snapshot.advice[0].contains("bootstrap"),
-        "{:?}",
-        snapshot.advice
-    );
+    assert!(snapshot.advice[0].contains("bootstrap"), "{:?}", snapshot.advice);
     assert_eq!(snapshot.dht.mode, DhtMode::Server);
     let json = serde_json::to_value(&snapshot).unwrap();
     assert_eq!(json["peer"], node.peer().to_string());
@@ -66,11 +62,7 @@ async fn reach_tells_the_way_to_a_peer() {
 async fn addresses_and_peers_are_told() {
     let mut first = Recipe::memory().start().await;
     let told = loop {
-        match tokio::time::timeout(PATIENCE, first.events.recv())
-            .await
-            .unwrap()
-            .unwrap()
-        {
+        match tokio::time::timeout(PATIENCE, first.events.recv()).await.unwrap().unwrap() {
             Event::AddressesChanged(addresses) => break addresses,
             _ => continue,
         }
@@ -79,11 +71,7 @@ async fn addresses_and_peers_are_told() {
     let second = Recipe::memory().joins(&first).start().await;
     second.until_connected(&first).await;
     loop {
-        match tokio::time::timeout(PATIENCE, first.events.recv())
-            .await
-            .unwrap()
-            .unwrap()
-        {
+        match tokio::time::timeout(PATIENCE, first.events.recv()).await.unwrap().unwrap() {
             Event::PeerConnected(peer) => break assert_eq!(peer, second.peer()),
             _ => continue,
         }
@@ -94,17 +82,12 @@ async fn addresses_and_peers_are_told() {
 async fn a_reported_peer_is_blocked_and_cannot_come_back() {
     let (miner, validator) = miner_and_validator("/memory/0").await;
     for _ in 0..4 {
-        miner
-            .handle
-            .report(validator.peer(), Offence::Misconduct)
-            .await;
+        miner.handle.report(validator.peer(), Offence::Misconduct).await;
     }
     let gone = |snapshot: &Snapshot| snapshot.peers.is_empty() && snapshot.blocked == 1;
     miner.until("the peer is gone", gone).await;
     let record = miner.record(unix_ms()).await.verify(unix_ms()).unwrap();
-    validator
-        .until("disconnected", |snapshot| snapshot.peers.is_empty())
-        .await;
+    validator.until("disconnected", |snapshot| snapshot.peers.is_empty()).await;
     assert!(validator.handle.reach(&record).await.is_err());
 }
 
@@ -140,14 +123,9 @@ async fn bad_settings_say_what_to_do() {
             CancellationToken::new(),
         )
     };
-    let without_peer = Settings {
-        bootstrap: vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()],
-        ..Settings::default()
-    };
-    let nowhere = Settings {
-        announce: vec!["/ip4/0.0.0.0/tcp/1".parse().unwrap()],
-        ..Settings::default()
-    };
+    let without_peer =
+        Settings { bootstrap: vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()], ..Settings::default() };
+    let nowhere = Settings { announce: vec!["/ip4/0.0.0.0/tcp/1".parse().unwrap()], ..Settings::default() };
     for (settings, hint) in [(without_peer, "/p2p/"), (nowhere, "public address")] {
         let error = start(settings).err().unwrap();
         assert_eq!(error.reason(), "settings");
@@ -155,11 +133,7 @@ async fn bad_settings_say_what_to_do() {
     }
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = Settings {
-        listen: vec![
-            format!("/ip4/127.0.0.1/tcp/{}", busy.local_addr().unwrap().port())
-                .parse()
-                .unwrap(),
-        ],
+        listen: vec![format!("/ip4/127.0.0.1/tcp/{}", busy.local_addr().unwrap().port()).parse().unwrap()],
         ..Settings::default()
     };
     assert_eq!(start(taken).err().unwrap().reason(), "listen");

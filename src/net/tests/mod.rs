@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dht, Event, Handle, InMemory, InboundQuery, Net, NodeKey, OutgoingQuery, Persist, Settings,
-    Snapshot, start, unix_ms,
+    Dht, Event, Handle, InMemory, InboundQuery, Net, NodeKey, OutgoingQuery, Persist, Settings, Snapshot,
+    start, unix_ms,
 };
 
 mod joining;
@@ -68,12 +68,7 @@ impl Recipe {
         let mut registry = Registry::default();
         let shutdown = CancellationToken::new();
         let listens = self.settings.listen.len();
-        let Net {
-            handle,
-            events,
-            queries,
-            task,
-        } = start(
+        let Net { handle, events, queries, task } = start(
             self.settings,
             self.key,
             Some(self.hotkey.clone()),
@@ -93,9 +88,7 @@ impl Recipe {
             net: task,
             shutdown,
         };
-        let up = node
-            .until("it listens", |snapshot| snapshot.listen.len() >= listens)
-            .await;
+        let up = node.until("it listens", |snapshot| snapshot.listen.len() >= listens).await;
         node.address = up.listen.into_iter().next().unwrap_or(Multiaddr::empty());
         node
     }
@@ -119,28 +112,19 @@ impl Node {
             if holds(&snapshot) {
                 return snapshot;
             }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "still not: {what}; {snapshot:#?}"
-            );
+            assert!(begun.elapsed() < PATIENCE, "still not: {what}; {snapshot:#?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     pub(super) async fn until_connected(&self, other: &Node) {
         let peer = other.peer();
-        self.until("connected", |snapshot| {
-            snapshot.peers.iter().any(|p| p.peer == peer)
-        })
-        .await;
+        self.until("connected", |snapshot| snapshot.peers.iter().any(|p| p.peer == peer)).await;
     }
 
     /// Until it has somebody to put records on.
     pub(super) async fn until_routed(&self) {
-        self.until("somebody is in the routing table", |snapshot| {
-            snapshot.dht.peers > 0
-        })
-        .await;
+        self.until("somebody is in the routing table", |snapshot| snapshot.dht.peers > 0).await;
     }
 
     pub(super) async fn record(&self, sequence: u64) -> SignedRecord {
@@ -168,11 +152,7 @@ impl Node {
             task: TaskKind::TextToImage,
             model: "echo".into(),
             body: body.into(),
-            deadlines: Deadlines {
-                first_byte_ms: 30_000,
-                idle_ms: 30_000,
-                total_ms: 60_000,
-            },
+            deadlines: Deadlines { first_byte_ms: 30_000, idle_ms: 30_000, total_ms: 60_000 },
         }
     }
 

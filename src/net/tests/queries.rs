@@ -13,11 +13,7 @@ async fn echo_over(listen: &str, kind: TransportKind) {
         let body: Bytes = vec![size as u8; size].into();
         let mut seen = Vec::new();
         let query = validator.query(&miner, body.clone());
-        let answered = validator
-            .handle
-            .query(query, |progress| seen.push(progress))
-            .await
-            .unwrap();
+        let answered = validator.handle.query(query, |progress| seen.push(progress)).await.unwrap();
         assert_eq!(answered.body, body);
         assert_eq!(answered.header.compute_ms, 7);
         assert_eq!(answered.receipt.miner, miner.hotkey.hotkey());
@@ -53,10 +49,7 @@ async fn many_at_once_all_come_back() {
     let body = picture(64 * 1024);
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..500 {
-        let (handle, query) = (
-            validator.handle.clone(),
-            validator.query(&miner, body.clone()),
-        );
+        let (handle, query) = (validator.handle.clone(), validator.query(&miner, body.clone()));
         asked.spawn(async move { handle.query(query, |_| {}).await });
     }
     while let Some(answered) = asked.join_next().await {
@@ -88,10 +81,7 @@ async fn a_rejection_reaches_the_asker_also_before_its_body_was_read() {
 async fn dropping_the_query_cancels_the_work() {
     let (mut miner, validator) = miner_and_validator("/memory/0").await;
     let asking = tokio::spawn({
-        let (handle, query) = (
-            validator.handle.clone(),
-            validator.query(&miner, &b"draw"[..]),
-        );
+        let (handle, query) = (validator.handle.clone(), validator.query(&miner, &b"draw"[..]));
         async move { handle.query(query, |_| {}).await }
     });
     let mut query = miner.queries.recv().await.unwrap();
@@ -107,11 +97,7 @@ async fn dropping_the_query_cancels_the_work() {
 #[tokio::test]
 async fn each_deadline_has_its_own_end() {
     let (mut miner, validator) = miner_and_validator("/memory/0").await;
-    let deadlines = |first_byte_ms, idle_ms, total_ms| Deadlines {
-        first_byte_ms,
-        idle_ms,
-        total_ms,
-    };
+    let deadlines = |first_byte_ms, idle_ms, total_ms| Deadlines { first_byte_ms, idle_ms, total_ms };
     let long = 60_000;
     let cases = [
         (deadlines(150, long, long), Deadline::FirstByte, 0),
@@ -144,10 +130,7 @@ async fn a_miner_that_takes_nothing_is_busy() {
     // Nobody takes queries: closed for ever.
     miner.queries.close();
     while miner.queries.try_recv().is_ok() {}
-    let answer = validator
-        .handle
-        .query(validator.query(&miner, &b"x"[..]), |_| {})
-        .await;
+    let answer = validator.handle.query(validator.query(&miner, &b"x"[..]), |_| {}).await;
     assert_eq!(answer.unwrap_err().reason(), Reason::Busy);
 }
 
@@ -172,11 +155,7 @@ async fn a_peer_has_only_so_many_streams() {
     let mut miner = recipe.start().await;
     let validator = Recipe::memory().joins(&miner).start().await;
     miner.until_routed().await;
-    miner
-        .handle
-        .publish(miner.record(unix_ms()).await)
-        .await
-        .unwrap();
+    miner.handle.publish(miner.record(unix_ms()).await).await.unwrap();
     let mut asked = tokio::task::JoinSet::new();
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -184,15 +163,9 @@ async fn a_peer_has_only_so_many_streams() {
         asked.spawn(async move { handle.query(query, |_| {}).await });
         held.push(miner.queries.recv().await.unwrap());
     }
-    let third = validator
-        .handle
-        .query(validator.query(&miner, &b"x"[..]), |_| {})
-        .await;
+    let third = validator.handle.query(validator.query(&miner, &b"x"[..]), |_| {}).await;
     assert_eq!(third.unwrap_err().reason(), Reason::Busy);
-    assert_eq!(
-        miner.counter(r#"argus_net_offences_total{kind="too_many_streams"}"#),
-        1
-    );
+    assert_eq!(miner.counter(r#"argus_net_offences_total{kind="too_many_streams"}"#), 1);
     for query in held {
         query.reject(Rejection::new(Reason::Failed)).await;
     }

@@ -14,10 +14,7 @@ async fn a_record_is_found_over_ten_nodes_and_replaced_by_a_newer_one() {
         nodes.push(Recipe::memory().joins(&first).start().await);
     }
     for node in &nodes {
-        node.until("it knows most of the others", |snapshot| {
-            snapshot.dht.peers >= 7
-        })
-        .await;
+        node.until("it knows most of the others", |snapshot| snapshot.dht.peers >= 7).await;
     }
     let (miner, others) = nodes.split_first().unwrap();
     let now = unix_ms();
@@ -45,16 +42,10 @@ async fn a_lookup_that_finds_nothing_answers() {
     let alone = Recipe::memory().start().await;
     let nobody = HotkeyPair::generate().hotkey();
     let answer = alone.handle.lookup(&nobody).await;
-    assert!(
-        matches!(answer, Err(LookupError::TimedOut(_))),
-        "{answer:?}"
-    );
+    assert!(matches!(answer, Err(LookupError::TimedOut(_))), "{answer:?}");
     let other = Recipe::memory().joins(&alone).start().await;
     other.until_routed().await;
-    assert_eq!(
-        other.handle.lookup(&nobody).await,
-        Err(LookupError::NotFound)
-    );
+    assert_eq!(other.handle.lookup(&nobody).await, Err(LookupError::NotFound));
 }
 
 #[tokio::test]
@@ -94,26 +85,17 @@ mod attacker {
         let mut swarm = Swarm::new_ephemeral_tokio(|key| {
             let peer = key.public().to_peer_id();
             let protocol = StreamProtocol::new(record::KAD_PROTOCOL);
-            let mut kad = kad::Behaviour::with_config(
-                peer,
-                MemoryStore::new(peer),
-                kad::Config::new(protocol),
-            );
+            let mut kad =
+                kad::Behaviour::with_config(peer, MemoryStore::new(peer), kad::Config::new(protocol));
             kad.set_mode(Some(kad::Mode::Server));
             Attack {
                 kad,
-                identify: identify::Behaviour::new(identify::Config::new(
-                    "/argus/1".into(),
-                    key.public(),
-                )),
+                identify: identify::Behaviour::new(identify::Config::new("/argus/1".into(), key.public())),
             }
         });
         swarm.listen().with_memory_addr_external().await;
         let address = victim.dialable();
-        swarm
-            .behaviour_mut()
-            .kad
-            .add_address(&victim.peer(), address.clone());
+        swarm.behaviour_mut().kad.add_address(&victim.peer(), address.clone());
         swarm.dial(address).unwrap();
         swarm
     }
@@ -121,11 +103,7 @@ mod attacker {
     /// Sends a record to the victim alone.
     pub fn put(swarm: &mut Swarm<Attack>, victim: &Node, key: [u8; 32], value: Vec<u8>) {
         let record = kad::Record::new(RecordKey::new(&key), value);
-        swarm.behaviour_mut().kad.put_record_to(
-            record,
-            [victim.peer()].into_iter(),
-            kad::Quorum::One,
-        );
+        swarm.behaviour_mut().kad.put_record_to(record, [victim.peer()].into_iter(), kad::Quorum::One);
     }
 }
 
@@ -133,25 +111,14 @@ mod attacker {
 async fn forged_foreign_and_stale_records_are_refused_and_counted() {
     use libp2p_swarm_test::SwarmExt as _;
     let (miner, victim) = miner_and_validator("/memory/0").await;
-    let sequence = victim
-        .handle
-        .lookup(&miner.hotkey.hotkey())
-        .await
-        .unwrap()
-        .sequence;
+    let sequence = victim.handle.lookup(&miner.hotkey.hotkey()).await.unwrap().sequence;
     let mut attacker = attacker::joined(&victim).await;
     let key = record::key(&miner.hotkey.hotkey());
 
     let mut forged = miner.record(sequence + 10).await;
     forged.signature.0[5] ^= 1;
     let thief = HotkeyPair::generate();
-    let mut own = (**victim
-        .handle
-        .lookup(&miner.hotkey.hotkey())
-        .await
-        .as_ref()
-        .unwrap())
-    .clone();
+    let mut own = (**victim.handle.lookup(&miner.hotkey.hotkey()).await.as_ref().unwrap()).clone();
     own.hotkey = thief.hotkey();
     own.sequence += 10;
     let own = SignedRecord::sign(&own, &thief).unwrap();
@@ -161,14 +128,9 @@ async fn forged_foreign_and_stale_records_are_refused_and_counted() {
     }
     tokio::spawn(attacker.loop_on_next());
     for fate in ["signature", "other_hotkey", "stale"] {
-        victim
-            .until_counted(&format!("argus_net_records_total{{kind=\"{fate}\"}}"))
-            .await;
+        victim.until_counted(&format!("argus_net_records_total{{kind=\"{fate}\"}}")).await;
     }
-    assert_eq!(
-        victim.counter(r#"argus_net_offences_total{kind="bad_record"}"#),
-        2
-    );
+    assert_eq!(victim.counter(r#"argus_net_offences_total{kind="bad_record"}"#), 2);
     let kept = victim.handle.lookup(&miner.hotkey.hotkey()).await.unwrap();
     assert_eq!((kept.peer, kept.sequence), (miner.peer(), sequence));
 }
@@ -186,9 +148,7 @@ async fn whoever_keeps_sending_forgeries_is_blocked() {
     }
     let attacker_id = *attacker.local_peer_id();
     tokio::spawn(attacker.loop_on_next());
-    let blocked = victim
-        .until("the attacker is blocked", |snapshot| snapshot.blocked == 1)
-        .await;
+    let blocked = victim.until("the attacker is blocked", |snapshot| snapshot.blocked == 1).await;
     assert!(blocked.peers.iter().all(|peer| peer.peer != attacker_id));
     assert_eq!(victim.counter("argus_net_blocks_total"), 1);
 }
@@ -206,18 +166,9 @@ async fn lies_of_the_dht_do_not_reach_a_reader() {
     let lie = libp2p::kad::Record::new(RecordKey::new(&record::key(&hotkey)), forged.to_bytes());
     liar.behaviour_mut().kad.store_mut().put(lie).unwrap();
     tokio::spawn(liar.loop_on_next());
-    reader
-        .until("both are in the routing table", |snapshot| {
-            snapshot.dht.peers >= 2
-        })
-        .await;
-    assert_eq!(
-        reader.handle.lookup(&hotkey).await,
-        Err(LookupError::NotFound)
-    );
-    reader
-        .until_counted(r#"argus_net_records_total{kind="bad_answer"}"#)
-        .await;
+    reader.until("both are in the routing table", |snapshot| snapshot.dht.peers >= 2).await;
+    assert_eq!(reader.handle.lookup(&hotkey).await, Err(LookupError::NotFound));
+    reader.until_counted(r#"argus_net_records_total{kind="bad_answer"}"#).await;
 }
 
 #[tokio::test]
