@@ -213,15 +213,21 @@ impl<C: AsyncRead + AsyncWrite + Unpin + 'static> StreamMuxer for Muxer<C> {
 
 /// One stream. What is written travels when it is flushed, when [`GATHER`] bytes have come together, or
 /// when the stream is closed.
+///
+/// When the other side's window is full, what was gathered goes out as soon as it opens, with the next
+/// call of any kind; flushing does not wait for that. It must not: a protocol name that is not yet
+/// confirmed is flushed before each read, and the other side may refuse without reading on.
 pub struct Substream {
     stream: yamux::Stream,
     gathered: Vec<u8>,
     sent: usize,
+    /// A flush was asked for and what was gathered is not out yet.
+    flushing: bool,
 }
 
 impl Substream {
     fn new(stream: yamux::Stream) -> Self {
-        Self { stream, gathered: Vec::new(), sent: 0 }
+        Self { stream, gathered: Vec::new(), sent: 0, flushing: false }
     }
 
     fn poll_send_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,12 +240,17 @@ impl Substream {
         }
         self.gathered.clear();
         self.sent = 0;
+        self.flushing = false;
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncRead for Substream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if !self.gathered.is_empty() && self.flushing {
+            // An error here shows in the read as well, behind what came before it.
+            let _ = self.poll_send_gathered(cx);
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -261,7 +272,10 @@ impl AsyncWrite for Substream {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_send_gathered(cx))?;
+        this.flushing = true;
+        if let Poll::Ready(Err(error)) = this.poll_send_gathered(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 

@@ -109,6 +109,8 @@ pub(super) enum Verdict {
     Tolerate(f64),
     /// Disconnect, and block for this long.
     Block(Duration),
+    /// It is blocked already.
+    Blocked,
 }
 
 #[derive(Default)]
@@ -123,6 +125,10 @@ impl Penalties {
         }
         let entry =
             self.peers.entry(peer).or_insert(Entry { points: 0.0, at: now, blocks: 0, blocked_until: None });
+        if entry.blocked_until.is_some_and(|until| now < until) {
+            // What was on its way when the connection ended.
+            return Verdict::Blocked;
+        }
         entry.points = entry.points(now) + offence.points();
         entry.at = now;
         if entry.points < THRESHOLD {
@@ -196,8 +202,10 @@ mod tests {
         assert_eq!(penalties.add(other, Offence::BadFrame, now), Verdict::Tolerate(20.0));
         assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Block(FIRST_BLOCK));
         assert!(penalties.released(now).is_empty());
+        assert_eq!(penalties.add(peer, Offence::BadSignature, now), Verdict::Blocked);
         assert_eq!(penalties.released(now + FIRST_BLOCK), [peer]);
         assert!(penalties.released(now + FIRST_BLOCK).is_empty());
+        let now = now + FIRST_BLOCK;
         for _ in 0..2 {
             penalties.add(peer, Offence::BadSignature, now);
         }

@@ -268,6 +268,7 @@ impl EventLoop {
                 tracing::debug!(%peer, offence = offence.label(), points, "offence");
                 self.swarm.behaviour_mut().gossip.set_application_score(&peer, -points);
             }
+            Verdict::Blocked => {}
             Verdict::Block(time) => {
                 tracing::warn!(%peer, offence = offence.label(), ?time, "peer blocked for its offences");
                 self.metrics.blocks.inc();

@@ -12,7 +12,10 @@ async fn a_restarted_node_rejoins_by_its_address_book() {
     let mut recipe = Recipe::new(listen).joins(&bootstrap);
     recipe.persist = persist.clone();
     let node = recipe.start().await;
-    node.until_connected(&miner).await;
+    let identified = |snapshot: &Snapshot| {
+        snapshot.peers.iter().any(|peer| peer.peer == miner.peer() && peer.agent.is_some())
+    };
+    node.until("it knows where the miner listens", identified).await;
     let bootstrap_address = bootstrap.dialable();
     node.stop().await;
     bootstrap.stop().await;
@@ -81,7 +84,7 @@ async fn addresses_and_peers_are_told() {
 #[tokio::test]
 async fn a_reported_peer_is_blocked_and_cannot_come_back() {
     let (miner, validator) = miner_and_validator("/memory/0").await;
-    for _ in 0..4 {
+    for _ in 0..5 {
         miner.handle.report(validator.peer(), Offence::Misconduct).await;
     }
     let gone = |snapshot: &Snapshot| snapshot.peers.is_empty() && snapshot.blocked == 1;

@@ -82,17 +82,16 @@ mod attacker {
     }
 
     pub async fn joined(victim: &Node) -> Swarm<Attack> {
-        let mut swarm = Swarm::new_ephemeral_tokio(|key| {
-            let peer = key.public().to_peer_id();
-            let protocol = StreamProtocol::new(record::KAD_PROTOCOL);
-            let mut kad =
-                kad::Behaviour::with_config(peer, MemoryStore::new(peer), kad::Config::new(protocol));
-            kad.set_mode(Some(kad::Mode::Server));
-            Attack {
-                kad,
-                identify: identify::Behaviour::new(identify::Config::new("/argus/1".into(), key.public())),
-            }
-        });
+        let key = libp2p::identity::Keypair::generate_ed25519();
+        let peer = key.public().to_peer_id();
+        let (relay, _) = libp2p::relay::client::new(peer);
+        let transport = crate::net::transport::build(&key, relay).unwrap();
+        let protocol = StreamProtocol::new(record::KAD_PROTOCOL);
+        let mut kad = kad::Behaviour::with_config(peer, MemoryStore::new(peer), kad::Config::new(protocol));
+        kad.set_mode(Some(kad::Mode::Server));
+        let identify = identify::Behaviour::new(identify::Config::new("/argus/1".into(), key.public()));
+        let config = libp2p::swarm::Config::with_tokio_executor();
+        let mut swarm = Swarm::new(transport, Attack { kad, identify }, peer, config);
         swarm.listen().with_memory_addr_external().await;
         let address = victim.dialable();
         swarm.behaviour_mut().kad.add_address(&victim.peer(), address.clone());
