@@ -68,14 +68,16 @@ pub const MUXED_STREAMS: usize = 1280;
 pub const MUXED_WINDOW_GROWTH: usize = 32 * 1024 * 1024;
 /// Inbound streams that are still negotiating on one connection: Yamux lets an honest peer have no more.
 pub const NEGOTIATING_STREAMS: usize = 256;
-/// Time to agree on a protocol on a stream.
-pub const NEGOTIATION: Duration = Duration::from_secs(10);
+/// Time to agree on a protocol on an inbound stream.
+pub const NEGOTIATION: Duration = Duration::from_secs(20);
+/// Time for an outbound stream to begin; a query's own deadlines are shorter as a rule.
+pub const STREAM_BEGINS: Duration = Duration::from_secs(60);
 /// The open frame of a query is there within this time.
-pub const OPEN_FRAME: Duration = Duration::from_secs(5);
+pub const OPEN_FRAME: Duration = Duration::from_secs(10);
 /// The pieces of a request's body follow each other within this time.
-pub const BODY_IDLE: Duration = Duration::from_secs(10);
+pub const BODY_IDLE: Duration = Duration::from_secs(15);
 /// The validator takes what is written to it within this time, unless its idle deadline is longer.
-pub const WRITE_IDLE: Duration = Duration::from_secs(10);
+pub const WRITE_IDLE: Duration = Duration::from_secs(15);
 /// Query ids remembered against replay.
 pub const REPLAY_IDS: usize = 256 * 1024;
 

@@ -227,7 +227,7 @@ impl ConnectionHandler for Handler {
             }
             let upgrade = ReadyUpgrade::new(StreamProtocol::new(PROTOCOL));
             return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
-                protocol: SubstreamProtocol::new(upgrade, reply).with_timeout(limits::NEGOTIATION),
+                protocol: SubstreamProtocol::new(upgrade, reply).with_timeout(limits::STREAM_BEGINS),
             });
         }
         Poll::Pending
