@@ -2,5 +2,6 @@
 
 mod chain;
 mod cli;
+mod gateway;
 mod network;
 mod tidy;
