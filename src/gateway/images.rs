@@ -480,34 +480,39 @@ impl Job {
         let (progress, mut steps) = mpsc::channel(limits::PROGRESS);
         let picture = self.picture(progress);
         tokio::pin!(picture);
-        let mut event = ProgressEvent {
-            kind: "image_generation.progress",
-            index,
-            step: 0,
-            of: self.order.task.steps,
-            queue_position: None,
-            attempt: 1,
-            elapsed_ms: 0,
+        let mut event = ProgressEvent::new(index, self.order.task.steps);
+        let mut tell = |progress| {
+            event.update(progress, begun);
+            let _ = out.try_send(ImageEvent::Progress(event.clone()));
         };
-        loop {
+        let image = loop {
             tokio::select! {
                 biased;
-                Some(progress) = steps.recv() => {
-                    match progress {
-                        Progress::Queued { position } => event.queue_position = Some(position),
-                        Progress::Step { step, of } => {
-                            (event.step, event.of, event.queue_position) = (step, of, None);
-                        }
-                        Progress::Retrying { attempt } => {
-                            (event.step, event.attempt, event.queue_position) = (0, attempt, None);
-                        }
-                    }
-                    event.elapsed_ms = begun.elapsed().as_millis() as u64;
-                    let _ = out.try_send(ImageEvent::Progress(event.clone()));
-                }
-                image = &mut picture => return image,
+                Some(progress) = steps.recv() => tell(progress),
+                image = &mut picture => break image,
             }
+        };
+        // The last steps may have come in the same moment as the picture.
+        while let Ok(progress) = steps.try_recv() {
+            tell(progress);
         }
+        image
+    }
+}
+
+impl ProgressEvent {
+    fn new(index: u32, of: u32) -> Self {
+        let kind = "image_generation.progress";
+        Self { kind, index, step: 0, of, queue_position: None, attempt: 1, elapsed_ms: 0 }
+    }
+
+    fn update(&mut self, progress: Progress, begun: Instant) {
+        (self.step, self.of, self.queue_position, self.attempt) = match progress {
+            Progress::Queued { position } => (self.step, self.of, Some(position), self.attempt),
+            Progress::Step { step, of } => (step, of, None, self.attempt),
+            Progress::Retrying { attempt } => (0, self.of, None, attempt),
+        };
+        self.elapsed_ms = begun.elapsed().as_millis() as u64;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gateway over real sockets and a real store; the work is done by [`service::Local`].
 
 mod api;
+mod document;
 mod hostile;
 mod keys;
 mod service;
