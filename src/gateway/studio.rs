@@ -7,7 +7,7 @@ use axum::{
 };
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; \
-     connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 struct File {
     path: &'static str,
@@ -25,7 +25,7 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 7] = [
+const FILES: [File; 8] = [
     file!("/", "index.html", "text/html; charset=utf-8"),
     file!(
         "/studio/studio.css",

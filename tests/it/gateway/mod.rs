@@ -1,11 +1,13 @@
 //! The gateway over real sockets and a real store; the work is done by [`service::Local`].
 
 mod api;
+mod browser;
 mod document;
 mod hostile;
 mod keys;
 mod service;
 mod streams;
+mod studio;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
