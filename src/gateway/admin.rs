@@ -52,16 +52,9 @@ impl AdminFile {
     }
 
     /// Writes a new file for a node that starts, readable by its user alone from its first byte on.
-    pub(super) fn create(
-        data_dir: &Path,
-        address: SocketAddr,
-        token: &Secret,
-    ) -> std::io::Result<()> {
+    pub(super) fn create(data_dir: &Path, address: SocketAddr, token: &Secret) -> std::io::Result<()> {
         let (path, fresh) = (Self::path(data_dir), data_dir.join(format!("{FILE}.new")));
-        let text = serde_json::to_vec(&Self {
-            address,
-            token: token.expose().to_owned(),
-        })?;
+        let text = serde_json::to_vec(&Self { address, token: token.expose().to_owned() })?;
         match std::fs::remove_file(&fresh) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -83,18 +76,12 @@ struct Admin {
 }
 
 pub(super) fn router(ledger: Arc<Ledger>, token: &Secret) -> Router {
-    let admin = Arc::new(Admin {
-        ledger,
-        token: *token.hash().as_bytes(),
-    });
+    let admin = Arc::new(Admin { ledger, token: *token.hash().as_bytes() });
     Router::new()
         .route("/keys", get(list).post(create))
         .route("/keys/{id}", get(show).patch(change).delete(revoke))
         .fallback(|| async { ApiError::not_found("unknown_path", "there is nothing here") })
-        .layer(middleware::from_fn_with_state(
-            Arc::clone(&admin),
-            authorise,
-        ))
+        .layer(middleware::from_fn_with_state(Arc::clone(&admin), authorise))
         .with_state(admin)
 }
 
@@ -140,8 +127,7 @@ async fn change(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let change: KeyChange =
-        request::json(&request::body(&headers, body, limits::ADMIN_BODY).await?)?;
+    let change: KeyChange = request::json(&request::body(&headers, body, limits::ADMIN_BODY).await?)?;
     Ok(Json(admin.ledger.change(&parse(&id)?, change)?).into_response())
 }
 
@@ -157,11 +143,7 @@ async fn revoke(
     Query(how): Query<Revocation>,
 ) -> Result<Response, ApiError> {
     let id = parse(&id)?;
-    let view = if how.forget {
-        admin.ledger.forget(&id)?
-    } else {
-        admin.ledger.revoke(&id)?
-    };
+    let view = if how.forget { admin.ledger.forget(&id)? } else { admin.ledger.revoke(&id)? };
     Ok(Json(view).into_response())
 }
 
@@ -175,15 +157,10 @@ impl From<LedgerError> for ApiError {
         match error {
             LedgerError::Key(_) | LedgerError::Revoked(_) => ApiError::invalid(code, message),
             LedgerError::NotFound(_) => ApiError::not_found(code, message),
-            LedgerError::Full => {
-                ApiError::new(StatusCode::CONFLICT, "invalid_request_error", code, message)
+            LedgerError::Full => ApiError::new(StatusCode::CONFLICT, "invalid_request_error", code, message),
+            LedgerError::Store(_) => {
+                ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", code, message)
             }
-            LedgerError::Store(_) => ApiError::new(
-                StatusCode::INSUFFICIENT_STORAGE,
-                "server_error",
-                code,
-                message,
-            ),
         }
     }
 }

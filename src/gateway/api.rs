@@ -77,10 +77,7 @@ impl App {
             return Err(super::ServiceError::Closing.into());
         }
         let text = request::bearer(headers)?;
-        let admission = self
-            .ledger
-            .admit(text, Instant::now())
-            .map_err(|refusal| self.refused(refusal))?;
+        let admission = self.ledger.admit(text, Instant::now()).map_err(|refusal| self.refused(refusal))?;
         tracing::Span::current().record("key", tracing::field::display(admission.key()));
         Ok(admission)
     }
@@ -113,10 +110,7 @@ impl App {
     /// Counts a request as running; as cancelled when dropped before [`Running::finished`].
     pub fn count_cancelled(&self) -> Running {
         self.metrics.in_flight.inc();
-        Running {
-            metrics: self.metrics.clone(),
-            finished: false,
-        }
+        Running { metrics: self.metrics.clone(), finished: false }
     }
 }
 
@@ -164,24 +158,18 @@ pub(super) fn router(app: Arc<App>) -> Router {
 }
 
 async fn page(uri: Uri, headers: axum::http::HeaderMap) -> Result<Response, ApiError> {
-    studio::serve(uri.path(), &headers)
-        .ok_or_else(|| ApiError::not_found("unknown_path", "no such file"))
+    studio::serve(uri.path(), &headers).ok_or_else(|| ApiError::not_found("unknown_path", "no such file"))
 }
 
 async fn no_route(uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(100).collect();
-    let hint = if path.starts_with("/images")
-        || path.starts_with("/models")
-        || path.starts_with("/embeddings")
-    {
-        format!("; did you mean /v1{path}?")
-    } else {
-        String::new()
-    };
-    ApiError::not_found(
-        "unknown_path",
-        format!("there is nothing at {path}{hint} (see /openapi.json)"),
-    )
+    let hint =
+        if path.starts_with("/images") || path.starts_with("/models") || path.starts_with("/embeddings") {
+            format!("; did you mean /v1{path}?")
+        } else {
+            String::new()
+        };
+    ApiError::not_found("unknown_path", format!("there is nothing at {path}{hint} (see /openapi.json)"))
 }
 
 async fn no_method(method: Method, uri: Uri) -> ApiError {
@@ -198,11 +186,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     let allowed = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
-        AllowOrigin::list(
-            origins
-                .iter()
-                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
-        )
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     CorsLayer::new()
         .allow_origin(allowed)
@@ -216,36 +200,19 @@ fn cors(origins: &[String]) -> CorsLayer {
 async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = format!("req_{}", hex::encode(rand::random::<[u8; 12]>()));
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("unmatched", |path| path.as_str())
-        .to_owned();
+    let route =
+        request.extensions().get::<MatchedPath>().map_or("unmatched", |path| path.as_str()).to_owned();
     let method = request.method().clone();
     let span = tracing::info_span!("http", request = %id, key = tracing::field::Empty);
     let mut response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
-    app.metrics
-        .requests
-        .get_or_create(&RequestLabels {
-            route: route.clone(),
-            status,
-        })
-        .inc();
+    app.metrics.requests.get_or_create(&RequestLabels { route: route.clone(), status }).inc();
     span.in_scope(|| {
         tracing::debug!(%method, route, status, elapsed_ms = begun.elapsed().as_millis() as u64, "answered");
     });
     let headers = response.headers_mut();
-    headers.insert(
-        REQUEST_ID,
-        HeaderValue::from_str(&id).expect("hexadecimal digits"),
-    );
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(REQUEST_ID, HeaderValue::from_str(&id).expect("hexadecimal digits"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }

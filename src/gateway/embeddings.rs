@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, ModelCard, ServiceError, api::App, error::ErrorBody, images::unknown_model,
-    ledger::Work, limits, request,
+    ApiError, ModelCard, ServiceError, api::App, error::ErrorBody, images::unknown_model, ledger::Work,
+    limits, request,
 };
 
 /// OpenAI's embedding request, with pictures where OpenAI has texts.
@@ -40,10 +40,7 @@ pub struct EmbeddingRequest {
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(
-    untagged,
-    expecting = "a string or an array of strings: pictures as base64 or data: URLs"
-)]
+#[serde(untagged, expecting = "a string or an array of strings: pictures as base64 or data: URLs")]
 pub enum EmbeddingInput {
     One(String),
     Many(Vec<String>),
@@ -102,10 +99,7 @@ impl EmbeddingRequest {
         if let (Some(wanted), Some(length)) = (self.dimensions, card.embedding_dimensions)
             && wanted != length
         {
-            let message = format!(
-                "dimensions: {wanted} is not allowed; {} has {length}",
-                card.id
-            );
+            let message = format!("dimensions: {wanted} is not allowed; {} has {length}", card.id);
             return Err(ApiError::field("dimensions", "invalid_value", message));
         }
         let as_base64 = match self.encoding_format.as_deref() {
@@ -113,11 +107,7 @@ impl EmbeddingRequest {
             Some("base64") => true,
             Some(_) => {
                 let message = "encoding_format must be float or base64";
-                return Err(ApiError::field(
-                    "encoding_format",
-                    "unsupported_value",
-                    message,
-                ));
+                return Err(ApiError::field("encoding_format", "unsupported_value", message));
             }
         };
         let pictures = match self.input {
@@ -125,17 +115,11 @@ impl EmbeddingRequest {
             EmbeddingInput::Many(pictures) => pictures,
         };
         if !(1..=EMBEDDING_PICTURES).contains(&pictures.len()) {
-            let message = format!(
-                "input: {} pictures are not allowed; 1 to {EMBEDDING_PICTURES}",
-                pictures.len()
-            );
+            let message =
+                format!("input: {} pictures are not allowed; 1 to {EMBEDDING_PICTURES}", pictures.len());
             return Err(ApiError::field("input", "invalid_value", message));
         }
-        Ok(Order {
-            model: card.id.clone(),
-            pictures,
-            as_base64,
-        })
+        Ok(Order { model: card.id.clone(), pictures, as_base64 })
     }
 }
 
@@ -143,30 +127,22 @@ impl EmbeddingRequest {
 /// pixels changed.
 fn travelling(index: usize, text: &str) -> Result<Vec<u8>, ApiError> {
     let field = format!("input[{index}]");
-    let wrong =
-        |code, message: String| ApiError::field(&field, code, format!("{field}: {message}"));
+    let wrong = |code, message: String| ApiError::field(&field, code, format!("{field}: {message}"));
     let base64 = match text.strip_prefix("data:") {
         Some(url) => match url.split_once(',') {
             Some((kind, data)) if kind.ends_with(";base64") => data,
             _ => {
-                return Err(wrong(
-                    "invalid_base64",
-                    "a data URL must be data:image/…;base64,…".into(),
-                ));
+                return Err(wrong("invalid_base64", "a data URL must be data:image/…;base64,…".into()));
             }
         },
         None if text.starts_with("http://") || text.starts_with("https://") => {
-            let message =
-                "pictures are not fetched from the web; send the picture itself as base64";
+            let message = "pictures are not fetched from the web; send the picture itself as base64";
             return Err(wrong("unsupported_value", message.into()));
         }
         None => text,
     };
     if base64.len() / 4 * 3 > limits::PICTURE {
-        let message = format!(
-            "the picture is over {} bytes; scale it down",
-            limits::PICTURE
-        );
+        let message = format!("the picture is over {} bytes; scale it down", limits::PICTURE);
         return Err(wrong("picture_too_large", message));
     }
     let bytes = STANDARD
@@ -186,31 +162,21 @@ fn travelling(index: usize, text: &str) -> Result<Vec<u8>, ApiError> {
     }
     freshen(&mut picture, &mut rand::rng());
     let mut png = Vec::new();
-    picture
-        .write_to(&mut Cursor::new(&mut png), ImageFormat::Png)
-        .map_err(|_| ApiError::internal())?;
+    picture.write_to(&mut Cursor::new(&mut png), ImageFormat::Png).map_err(|_| ApiError::internal())?;
     Ok(png)
 }
 
 /// Looks at the header before it lets the decoder allocate for what the header says.
 fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    let format =
-        image::guess_format(bytes).map_err(|_| "not a PNG, JPEG or WebP picture".to_owned())?;
-    if !matches!(
-        format,
-        ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP
-    ) {
+    let format = image::guess_format(bytes).map_err(|_| "not a PNG, JPEG or WebP picture".to_owned())?;
+    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
         return Err(format!("{format:?} is not offered; send PNG, JPEG or WebP"));
     }
     let broken = |error: image::ImageError| format!("the picture cannot be decoded: {error}");
-    let (width, height) = ImageReader::with_format(Cursor::new(bytes), format)
-        .into_dimensions()
-        .map_err(broken)?;
+    let (width, height) =
+        ImageReader::with_format(Cursor::new(bytes), format).into_dimensions().map_err(broken)?;
     let side = limits::PICTURE_SIDE;
-    if width > side
-        || height > side
-        || u64::from(width) * u64::from(height) > limits::PICTURE_PIXELS
-    {
+    if width > side || height > side || u64::from(width) * u64::from(height) > limits::PICTURE_PIXELS {
         return Err(format!(
             "{width} x {height} pixels are too many; at most {side} a side and {} in all",
             limits::PICTURE_PIXELS
@@ -275,9 +241,8 @@ pub(super) async fn embeddings(
     let order = request::json::<EmbeddingRequest>(&bytes)?.check(&app.service.models())?;
     drop(bytes);
     let count = order.pictures.len() as u64;
-    let reservation = admission
-        .reserve(Work::Embedding.price() * count)
-        .map_err(|refusal| app.refused(refusal))?;
+    let reservation =
+        admission.reserve(Work::Embedding.price() * count).map_err(|refusal| app.refused(refusal))?;
     let cancelled = app.count_cancelled();
     let answer = tokio::time::timeout(app.timeout(), answer(&app, order)).await;
     cancelled.finished();
@@ -287,73 +252,44 @@ pub(super) async fn embeddings(
     })?;
     reservation.charge(Work::Embedding, count);
     app.metrics.embeddings.inc_by(count);
-    app.metrics
-        .credits_thousandths
-        .inc_by(Work::Embedding.price() * count);
+    app.metrics.credits_thousandths.inc_by(Work::Embedding.price() * count);
     Ok(Json(answer).into_response())
 }
 
 async fn answer(app: &App, order: Order) -> Result<EmbeddingResponse, ApiError> {
-    let Order {
-        model,
-        pictures: texts,
-        as_base64,
-    } = order;
-    let turn = Arc::clone(&app.decoding)
-        .acquire_owned()
-        .await
-        .map_err(|_| ApiError::internal())?;
+    let Order { model, pictures: texts, as_base64 } = order;
+    let turn = Arc::clone(&app.decoding).acquire_owned().await.map_err(|_| ApiError::internal())?;
     let decoded = tokio::task::spawn_blocking(move || {
         // Moved in: a client that goes away must not let another decode begin before this one ends.
         let _turn = turn;
-        texts
-            .iter()
-            .enumerate()
-            .map(|(index, text)| travelling(index, text))
-            .collect::<Result<Vec<_>, _>>()
+        texts.iter().enumerate().map(|(index, text)| travelling(index, text)).collect::<Result<Vec<_>, _>>()
     });
     let pictures = decoded.await.map_err(|_| ApiError::internal())??;
     let count = pictures.len();
-    let task = Task::ImageEmbedding(ImageEmbedding {
-        model: model.clone(),
-        pictures,
-    });
+    let task = Task::ImageEmbedding(ImageEmbedding { model: model.clone(), pictures });
     let (progress, _kept) = mpsc::channel(1);
-    let served = app
-        .service
-        .run(task, progress)
-        .await
-        .map_err(|error: ServiceError| {
-            app.metrics.fail(error.reason());
-            ApiError::from(error)
-        })?;
+    let served = app.service.run(task, progress).await.map_err(|error: ServiceError| {
+        app.metrics.fail(error.reason());
+        ApiError::from(error)
+    })?;
     let Answer::Embeddings(embeddings) = served.answer else {
         tracing::error!("an embedding task was answered with a picture");
         return Err(ApiError::internal());
     };
     if embeddings.len() != count {
         app.metrics.fail("failed");
-        return Err(ServiceError::Failed(format!(
-            "{} embeddings for {count} pictures",
-            embeddings.len()
-        ))
-        .into());
+        return Err(
+            ServiceError::Failed(format!("{} embeddings for {count} pictures", embeddings.len())).into()
+        );
     }
     let data = embeddings.into_iter().enumerate().map(|(index, values)| {
         let embedding = if as_base64 {
-            let bytes: Vec<u8> = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             EmbeddingValues::Base64(STANDARD.encode(bytes))
         } else {
             EmbeddingValues::Floats(values)
         };
-        EmbeddingData {
-            object: "embedding",
-            index,
-            embedding,
-        }
+        EmbeddingData { object: "embedding", index, embedding }
     });
     Ok(EmbeddingResponse {
         object: "list",
@@ -372,9 +308,7 @@ mod tests {
     fn png(width: u32, height: u32) -> String {
         let picture = RgbImage::from_fn(width, height, |x, y| image::Rgb([x as u8, y as u8, 77]));
         let mut bytes = Vec::new();
-        picture
-            .write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png)
-            .unwrap();
+        picture.write_to(&mut Cursor::new(&mut bytes), ImageFormat::Png).unwrap();
         STANDARD.encode(bytes)
     }
 
@@ -383,11 +317,7 @@ mod tests {
         let text = png(40, 30);
         let before = decode(&STANDARD.decode(&text).unwrap()).unwrap();
         let after = decode(&travelling(0, &text).unwrap()).unwrap();
-        let changed: Vec<_> = before
-            .pixels()
-            .zip(after.pixels())
-            .filter(|(a, b)| a != b)
-            .collect();
+        let changed: Vec<_> = before.pixels().zip(after.pixels()).filter(|(a, b)| a != b).collect();
         assert!((1..=3).contains(&changed.len()), "{}", changed.len());
         for (a, b) in changed {
             // A pixel that was drawn twice may have moved by two.
@@ -401,13 +331,7 @@ mod tests {
         for value in [0, 255] {
             let mut picture = RgbImage::from_pixel(1, 1, image::Rgb([value; 3]));
             freshen(&mut picture, &mut rand::rng());
-            assert!(
-                picture
-                    .get_pixel(0, 0)
-                    .0
-                    .iter()
-                    .all(|v| v.abs_diff(value) <= 3)
-            );
+            assert!(picture.get_pixel(0, 0).0.iter().all(|v| v.abs_diff(value) <= 3));
         }
     }
 
@@ -426,18 +350,12 @@ mod tests {
         assert_eq!(code("data:image/png,abc").code, "invalid_base64");
         assert_eq!(code("https://example.org/a.png").code, "unsupported_value");
         assert_eq!(code("").code, "invalid_image");
-        assert_eq!(
-            code(&STANDARD.encode("GIF89a............")).code,
-            "invalid_image"
-        );
+        assert_eq!(code(&STANDARD.encode("GIF89a............")).code, "invalid_image");
         assert_eq!(
             code(&STANDARD.encode(&STANDARD.decode(png(64, 64)).unwrap()[..200])).code,
             "invalid_image"
         );
-        assert_eq!(
-            code(&"A".repeat(limits::PICTURE * 4 / 3 + 8)).code,
-            "picture_too_large"
-        );
+        assert_eq!(code(&"A".repeat(limits::PICTURE * 4 / 3 + 8)).code, "picture_too_large");
         assert_eq!(code("").param.as_deref(), Some("input[3]"));
     }
 

@@ -48,17 +48,8 @@ impl ApiError {
         code: &'static str,
         message: impl Into<String>,
     ) -> Self {
-        let detail = ErrorDetail {
-            message: message.into(),
-            kind,
-            param: None,
-            code,
-        };
-        Self {
-            status,
-            detail: Box::new(detail),
-            retry_after: None,
-        }
+        let detail = ErrorDetail { message: message.into(), kind, param: None, code };
+        Self { status, detail: Box::new(detail), retry_after: None }
     }
 
     /// A field of the request is wrong: 400.
@@ -69,30 +60,15 @@ impl ApiError {
     }
 
     pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid_request_error",
-            code,
-            message,
-        )
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message)
     }
 
     pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            code,
-            message,
-        )
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message)
     }
 
     pub fn unauthorised(code: &'static str, message: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::UNAUTHORIZED,
-            "authentication_error",
-            code,
-            message,
-        )
+        Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message)
     }
 
     pub fn too_large(what: &str, limit: usize) -> Self {
@@ -123,13 +99,8 @@ impl ApiError {
     }
 
     pub fn overloaded(message: impl Into<String>, retry_after: Duration) -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "overloaded_error",
-            "no_capacity",
-            message,
-        )
-        .retry_after(retry_after)
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded_error", "no_capacity", message)
+            .retry_after(retry_after)
     }
 
     pub fn retry_after(mut self, after: Duration) -> Self {
@@ -138,15 +109,12 @@ impl ApiError {
     }
 
     pub fn body(&self) -> ErrorBody {
-        ErrorBody {
-            error: (*self.detail).clone(),
-        }
+        ErrorBody { error: (*self.detail).clone() }
     }
 
     /// Whole seconds for a `Retry-After` header, never 0, so that nobody retries in a tight loop.
     pub fn retry_after_s(&self) -> Option<u64> {
-        self.retry_after
-            .map(|after| (after.as_millis().div_ceil(1000) as u64).max(1))
+        self.retry_after.map(|after| (after.as_millis().div_ceil(1000) as u64).max(1))
     }
 }
 
@@ -162,12 +130,9 @@ impl From<ServiceError> for ApiError {
             ServiceError::Invalid(_) => Self::invalid("invalid_value", message),
             ServiceError::NoCapacity { retry_after } => Self::overloaded(message, retry_after),
             ServiceError::TimedOut => Self::timed_out(),
-            ServiceError::Failed(_) => Self::new(
-                StatusCode::BAD_GATEWAY,
-                "server_error",
-                "miner_failed",
-                message,
-            ),
+            ServiceError::Failed(_) => {
+                Self::new(StatusCode::BAD_GATEWAY, "server_error", "miner_failed", message)
+            }
             ServiceError::Closing => Self::overloaded(message, Duration::from_secs(10)),
         }
     }
@@ -177,16 +142,11 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::UnknownKey | Refusal::Revoked => {
-                Self::unauthorised("invalid_api_key", message)
+            Refusal::UnknownKey | Refusal::Revoked => Self::unauthorised("invalid_api_key", message),
+            Refusal::Rate { retry_after, .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message)
+                    .retry_after(retry_after)
             }
-            Refusal::Rate { retry_after, .. } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "rate_limit_error",
-                "rate_limit_exceeded",
-                message,
-            )
-            .retry_after(retry_after),
             Refusal::Concurrency { .. } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
@@ -194,12 +154,9 @@ impl From<Refusal> for ApiError {
                 message,
             )
             .retry_after(Duration::from_secs(1)),
-            Refusal::Credits { .. } => Self::new(
-                StatusCode::PAYMENT_REQUIRED,
-                "insufficient_quota",
-                "insufficient_quota",
-                message,
-            ),
+            Refusal::Credits { .. } => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_quota", "insufficient_quota", message)
+            }
         }
     }
 }
@@ -208,14 +165,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s() {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }

@@ -159,32 +159,18 @@ impl ImageRequest {
         }
         let guidance = self.guidance.unwrap_or(allowed.guidance.default);
         if !allowed.guidance.permits(guidance) {
-            return Err(out_of_range(
-                "guidance",
-                guidance,
-                &allowed.guidance.to_string(),
-            ));
+            return Err(out_of_range("guidance", guidance, &allowed.guidance.to_string()));
         }
         let negative_prompt = self.negative_prompt.unwrap_or_default();
-        for (field, text) in [
-            ("prompt", &self.prompt),
-            ("negative_prompt", &negative_prompt),
-        ] {
+        for (field, text) in [("prompt", &self.prompt), ("negative_prompt", &negative_prompt)] {
             let limit = (allowed.prompt_bytes as usize).min(argus_protocols::limits::PROMPT);
             if text.len() > limit {
-                let message = format!(
-                    "{field} has {} bytes, at most {limit} are allowed",
-                    text.len()
-                );
+                let message = format!("{field} has {} bytes, at most {limit} are allowed", text.len());
                 return Err(ApiError::field(field, "string_above_max_length", message));
             }
         }
         if self.prompt.trim().is_empty() {
-            return Err(ApiError::field(
-                "prompt",
-                "empty_string",
-                "prompt is empty; say what to show",
-            ));
+            return Err(ApiError::field("prompt", "empty_string", "prompt is empty; say what to show"));
         }
         let model = card.id.clone();
         let task = TextToImage {
@@ -197,11 +183,7 @@ impl ImageRequest {
             guidance,
             seed: 0,
         };
-        Ok(Order {
-            task,
-            n,
-            stream: self.stream.unwrap_or(false),
-        })
+        Ok(Order { task, n, stream: self.stream.unwrap_or(false) })
     }
 
     /// Fields that mean something at OpenAI and have one possible value here.
@@ -213,35 +195,18 @@ impl ImageRequest {
                 &["b64_json"],
                 "pictures are not kept here, so there is no url",
             ),
-            (
-                "output_format",
-                &self.output_format,
-                &["png"],
-                "pictures are PNG",
-            ),
+            ("output_format", &self.output_format, &["png"], "pictures are PNG"),
             ("quality", &self.quality, &["auto", "standard"], "use steps"),
-            (
-                "background",
-                &self.background,
-                &["auto", "opaque"],
-                "pictures have no alpha",
-            ),
-            (
-                "moderation",
-                &self.moderation,
-                &["auto"],
-                "what a miner blocks is the same for everybody",
-            ),
+            ("background", &self.background, &["auto", "opaque"], "pictures have no alpha"),
+            ("moderation", &self.moderation, &["auto"], "what a miner blocks is the same for everybody"),
         ];
         for (field, value, allowed, why) in fields {
             if let Some(value) = value
                 && !allowed.contains(&value.as_str())
             {
                 let value: String = value.chars().take(40).collect();
-                let message = format!(
-                    "{field}: {value:?} is not offered ({why}); allowed: {}",
-                    allowed.join(", ")
-                );
+                let message =
+                    format!("{field}: {value:?} is not offered ({why}); allowed: {}", allowed.join(", "));
                 return Err(ApiError::field(field, "unsupported_value", message));
             }
         }
@@ -253,22 +218,14 @@ impl ImageRequest {
 }
 
 fn out_of_range(field: &str, value: impl std::fmt::Display, allowed: &str) -> ApiError {
-    ApiError::field(
-        field,
-        "invalid_value",
-        format!("{field}: {value} is not allowed; it must be {allowed}"),
-    )
+    ApiError::field(field, "invalid_value", format!("{field}: {value} is not allowed; it must be {allowed}"))
 }
 
 fn choose<'a>(
     cards: &'a [ModelCard],
     wanted: Option<&str>,
 ) -> Result<(&'a ModelCard, &'a TextToImageLimits), ApiError> {
-    let makers = || {
-        cards
-            .iter()
-            .filter_map(|card| Some((card, card.text_to_image.as_ref()?)))
-    };
+    let makers = || cards.iter().filter_map(|card| Some((card, card.text_to_image.as_ref()?)));
     if let Some(found) = makers().find(|(card, _)| wanted.is_none_or(|wanted| card.id == wanted)) {
         return Ok(found);
     }
@@ -277,26 +234,13 @@ fn choose<'a>(
 
 /// Why no model fits: none there, another kind of model, or a name nobody knows.
 pub(super) fn unknown_model(cards: &[ModelCard], wanted: Option<&str>, task: TaskKind) -> ApiError {
-    let offered: Vec<_> = cards
-        .iter()
-        .filter(|c| c.tasks.contains(&task))
-        .map(|c| c.id.as_str())
-        .collect();
+    let offered: Vec<_> = cards.iter().filter(|c| c.tasks.contains(&task)).map(|c| c.id.as_str()).collect();
     let Some(wanted) = wanted else {
-        return ServiceError::NoCapacity {
-            retry_after: request::FULL,
-        }
-        .into();
+        return ServiceError::NoCapacity { retry_after: request::FULL }.into();
     };
-    let shown: String = wanted
-        .chars()
-        .take(argus_protocols::limits::MODEL_ID)
-        .collect();
+    let shown: String = wanted.chars().take(argus_protocols::limits::MODEL_ID).collect();
     if cards.iter().any(|card| card.id == wanted) {
-        let message = format!(
-            "{shown:?} does not do {task}; these do: {}",
-            offered.join(", ")
-        );
+        let message = format!("{shown:?} does not do {task}; these do: {}", offered.join(", "));
         return ApiError::field("model", "unsupported_model", message);
     }
     let near = offered
@@ -304,13 +248,9 @@ pub(super) fn unknown_model(cards: &[ModelCard], wanted: Option<&str>, task: Tas
         .map(|id| (strsim::jaro_winkler(&shown, id), id))
         .filter(|(similarity, _)| *similarity > 0.75)
         .max_by(|a, b| a.0.total_cmp(&b.0));
-    let hint = near
-        .map(|(_, id)| format!("; did you mean {id:?}?"))
-        .unwrap_or_default();
-    let mut error = ApiError::not_found(
-        "model_not_found",
-        format!("there is no model {shown:?}{hint} (see /v1/models)"),
-    );
+    let hint = near.map(|(_, id)| format!("; did you mean {id:?}?")).unwrap_or_default();
+    let mut error =
+        ApiError::not_found("model_not_found", format!("there is no model {shown:?}{hint} (see /v1/models)"));
     error.detail.param = Some("model".into());
     error
 }
@@ -321,12 +261,7 @@ fn size(wanted: Option<&str>, allowed: &TextToImageLimits) -> Result<(u32, u32),
         Some(text) => text,
     };
     let parsed = text.split_once('x').and_then(|(w, h)| {
-        let number = |s: &str| {
-            s.bytes()
-                .all(|b| b.is_ascii_digit())
-                .then(|| s.parse::<u32>().ok())
-                .flatten()
-        };
+        let number = |s: &str| s.bytes().all(|b| b.is_ascii_digit()).then(|| s.parse::<u32>().ok()).flatten();
         Some((number(w)?, number(h)?))
     });
     match parsed {
@@ -355,19 +290,11 @@ impl Job {
     async fn picture(&self, progress: mpsc::Sender<Progress>) -> Result<ImageData, ApiError> {
         // Seeds of 32 bits survive every JSON reader.
         let seed = u64::from(rand::random_range(1..=u32::MAX));
-        let task = Task::TextToImage(TextToImage {
-            seed,
-            ..self.order.task.clone()
-        });
-        let served = self
-            .app
-            .service
-            .run(task, progress)
-            .await
-            .map_err(|error| {
-                self.app.metrics.fail(error.reason());
-                ApiError::from(error)
-            })?;
+        let task = Task::TextToImage(TextToImage { seed, ..self.order.task.clone() });
+        let served = self.app.service.run(task, progress).await.map_err(|error| {
+            self.app.metrics.fail(error.reason());
+            ApiError::from(error)
+        })?;
         let (b64_json, blocked) = match served.answer {
             Answer::Picture(png) => (Some(STANDARD.encode(png)), None),
             Answer::Nsfw(_) => (None, Some("nsfw")),
@@ -379,23 +306,11 @@ impl Job {
         if blocked.is_none() {
             self.reservation.charge(Work::Image, 1);
             self.app.metrics.images.inc();
-            self.app
-                .metrics
-                .credits_thousandths
-                .inc_by(Work::Image.price());
-            self.app
-                .metrics
-                .image_seconds
-                .observe(served.elapsed.as_secs_f64());
+            self.app.metrics.credits_thousandths.inc_by(Work::Image.price());
+            self.app.metrics.image_seconds.observe(served.elapsed.as_secs_f64());
         }
         let elapsed_ms = served.elapsed.as_millis() as u64;
-        Ok(ImageData {
-            b64_json,
-            blocked,
-            seed,
-            miner: served.miner.map(|m| m.to_string()),
-            elapsed_ms,
-        })
+        Ok(ImageData { b64_json, blocked, seed, miner: served.miner.map(|m| m.to_string()), elapsed_ms })
     }
 
     fn size(&self) -> String {
@@ -455,27 +370,15 @@ impl Job {
                 guidance: task.guidance,
                 image,
             };
-            if out
-                .send(ImageEvent::Completed(Box::new(event)))
-                .await
-                .is_err()
-            {
+            if out.send(ImageEvent::Completed(Box::new(event))).await.is_err() {
                 return Ok(());
             }
         }
-        if delivered {
-            Ok(())
-        } else {
-            Err(all_blocked())
-        }
+        if delivered { Ok(()) } else { Err(all_blocked()) }
     }
 
     /// One picture, its progress sent on as events. Progress that finds no room is dropped.
-    async fn followed(
-        &self,
-        index: u32,
-        out: &mpsc::Sender<ImageEvent>,
-    ) -> Result<ImageData, ApiError> {
+    async fn followed(&self, index: u32, out: &mpsc::Sender<ImageEvent>) -> Result<ImageData, ApiError> {
         let begun = Instant::now();
         let (progress, mut steps) = mpsc::channel(limits::PROGRESS);
         let picture = self.picture(progress);
@@ -566,12 +469,7 @@ pub(super) async fn generations(
     let reservation = admission
         .reserve(Work::Image.price() * u64::from(order.n))
         .map_err(|refusal| app.refused(refusal))?;
-    let job = Job {
-        app: Arc::clone(&app),
-        order,
-        reservation,
-        _place: place,
-    };
+    let job = Job { app: Arc::clone(&app), order, reservation, _place: place };
     if job.order.stream {
         return super::sse::respond(&app, |out| async move { job.events(&out).await }).await;
     }

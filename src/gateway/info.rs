@@ -12,8 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, ModelCard, Status, TextToImageLimits, api::App, error::ErrorBody, keys::KeyView,
-    request,
+    ApiError, ModelCard, Status, TextToImageLimits, api::App, error::ErrorBody, keys::KeyView, request,
 };
 
 /// A model as OpenAI lists it, with what Argus knows beside it.
@@ -65,16 +64,8 @@ pub struct ModelList {
 #[utoipa::path(get, path = "/v1/models", tag = "models",
     responses((status = 200, description = "The models", body = ModelList)))]
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
-    let data = app
-        .service
-        .models()
-        .into_iter()
-        .map(ModelObject::from)
-        .collect();
-    Json(ModelList {
-        object: "list",
-        data,
-    })
+    let data = app.service.models().into_iter().map(ModelObject::from).collect();
+    Json(ModelList { object: "list", data })
 }
 
 /// One model. Needs no key.
@@ -109,16 +100,9 @@ pub(super) async fn model(
         (status = 401, description = "No key, an unknown key or a revoked key", body = ErrorBody),
     ),
     security(("key" = [])))]
-pub(super) async fn key(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-) -> Result<Json<KeyView>, ApiError> {
+pub(super) async fn key(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Json<KeyView>, ApiError> {
     let text = request::bearer(&headers)?;
-    Ok(Json(
-        app.ledger
-            .holder(text)
-            .map_err(|refusal| app.refused(refusal))?,
-    ))
+    Ok(Json(app.ledger.holder(text).map_err(|refusal| app.refused(refusal))?))
 }
 
 /// The network as this node sees it. Needs no key.
@@ -154,11 +138,7 @@ pub struct Health {
     ))]
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let health = app.health();
-    let status = if health.ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if health.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(health)).into_response()
 }
 
@@ -172,12 +152,8 @@ pub(super) async fn live() -> &'static str {
 impl App {
     fn health(&self) -> Health {
         let seen = self.service.status();
-        let capable_miners: BTreeMap<_, _> = self
-            .service
-            .models()
-            .into_iter()
-            .map(|card| (card.id, card.miners))
-            .collect();
+        let capable_miners: BTreeMap<_, _> =
+            self.service.models().into_iter().map(|card| (card.id, card.miners)).collect();
         let closing = self.shutdown.is_cancelled();
         let served = capable_miners.values().any(|miners| *miners > 0);
         let mut problems = Vec::new();
@@ -187,10 +163,7 @@ impl App {
         if !served {
             problems.push("no miner serves any model".to_owned());
         }
-        for (model, _) in capable_miners
-            .iter()
-            .filter(|(_, miners)| served && **miners == 0)
-        {
+        for (model, _) in capable_miners.iter().filter(|(_, miners)| served && **miners == 0) {
             problems.push(format!("no miner serves {model}"));
         }
         if !seen.chain.reachable {
@@ -223,8 +196,7 @@ impl App {
         content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8")))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &app.registry)
-        .map_err(|_| ApiError::internal())?;
+    prometheus_client::encoding::text::encode(&mut text, &app.registry).map_err(|_| ApiError::internal())?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -27,9 +27,7 @@ impl Secret {
     /// A new key from the operating system's random source.
     pub fn generate() -> Result<Self, KeyError> {
         let mut bytes = [0; 32];
-        rand::rngs::OsRng
-            .try_fill_bytes(&mut bytes)
-            .map_err(|e| KeyError::Random(e.to_string()))?;
+        rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|e| KeyError::Random(e.to_string()))?;
         Ok(Self(format!("{PREFIX}{}", hex::encode(bytes))))
     }
 
@@ -82,11 +80,7 @@ impl FromStr for KeyId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits = text.strip_prefix("key_").unwrap_or_default();
-        if digits.len() == 12
-            && digits
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        {
+        if digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             Ok(Self(text.into()))
         } else {
             Err(KeyError::Id(text.chars().take(32).collect()))
@@ -112,10 +106,7 @@ impl fmt::Display for KeyId {
 pub enum KeyError {
     #[error("{0:?} is not a key id; ids look like key_0123456789ab, see `argus keys list`")]
     Id(String),
-    #[error(
-        "a name has 1 to {} characters and no control characters",
-        limits::KEY_NAME
-    )]
+    #[error("a name has 1 to {} characters and no control characters", limits::KEY_NAME)]
     Name,
     #[error("a rate is 1 to {} requests a minute", limits::RATE)]
     Rate,
@@ -219,12 +210,7 @@ pub struct NewKey {
 
 impl NewKey {
     pub fn named(name: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            rate: None,
-            concurrent: None,
-            credits: None,
-        }
+        Self { name: name.into(), rate: None, concurrent: None, credits: None }
     }
 
     pub fn validate(&self) -> Result<(), KeyError> {
@@ -327,19 +313,9 @@ mod tests {
     fn ids_parse_only_in_their_own_form() {
         let id = Secret::generate().unwrap().hash().id();
         assert_eq!(id.to_string().parse::<KeyId>().unwrap(), id);
-        for bad in [
-            "",
-            "key_",
-            "key_0123456789aB",
-            "key_0123456789abc",
-            "0123456789ab",
-            "key_0123456789a/",
-        ] {
+        for bad in ["", "key_", "key_0123456789aB", "key_0123456789abc", "0123456789ab", "key_0123456789a/"] {
             assert!(bad.parse::<KeyId>().is_err(), "{bad}");
-            assert!(
-                serde_json::from_value::<KeyId>(bad.into()).is_err(),
-                "{bad}"
-            );
+            assert!(serde_json::from_value::<KeyId>(bad.into()).is_err(), "{bad}");
         }
     }
 
@@ -350,8 +326,7 @@ mod tests {
         for bad in ["-1", "NaN", "inf", "1e30", "ten"] {
             assert_eq!(bad.parse::<Credits>(), Err(KeyError::Credits), "{bad}");
         }
-        let back: Credits =
-            serde_json::from_str(&serde_json::to_string(&Credits(12_345)).unwrap()).unwrap();
+        let back: Credits = serde_json::from_str(&serde_json::to_string(&Credits(12_345)).unwrap()).unwrap();
         assert_eq!(back, Credits(12_345));
     }
 
@@ -360,20 +335,11 @@ mod tests {
         assert_eq!(NewKey::named("").validate(), Err(KeyError::Name));
         assert_eq!(NewKey::named(" ").validate(), Err(KeyError::Name));
         assert_eq!(NewKey::named("a\u{1b}[31m").validate(), Err(KeyError::Name));
-        assert_eq!(
-            NewKey::named("n".repeat(65)).validate(),
-            Err(KeyError::Name)
-        );
+        assert_eq!(NewKey::named("n".repeat(65)).validate(), Err(KeyError::Name));
         NewKey::named("Lena’s studio").validate().unwrap();
-        let rate = NewKey {
-            rate: Some(0),
-            ..NewKey::named("a")
-        };
+        let rate = NewKey { rate: Some(0), ..NewKey::named("a") };
         assert_eq!(rate.validate(), Err(KeyError::Rate));
-        let concurrent = KeyChange {
-            concurrent: Some(1001),
-            ..KeyChange::default()
-        };
+        let concurrent = KeyChange { concurrent: Some(1001), ..KeyChange::default() };
         assert_eq!(concurrent.validate(), Err(KeyError::Concurrent));
     }
 }

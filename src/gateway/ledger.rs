@@ -17,10 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use subtle::ConstantTimeEq;
 
 use super::{
-    keys::{
-        CreatedKey, Credits, Key, KeyChange, KeyError, KeyHash, KeyId, KeyView, NewKey, Secret,
-        Usage,
-    },
+    keys::{CreatedKey, Credits, Key, KeyChange, KeyError, KeyHash, KeyId, KeyView, NewKey, Secret, Usage},
     limits,
 };
 use crate::{
@@ -36,10 +33,7 @@ pub enum LedgerError {
     Key(#[from] KeyError),
     #[error("there is no key {0}; see `argus keys list`")]
     NotFound(KeyId),
-    #[error(
-        "there are {} keys already; forget revoked ones with `argus keys revoke --forget`",
-        limits::KEYS
-    )]
+    #[error("there are {} keys already; forget revoked ones with `argus keys revoke --forget`", limits::KEYS)]
     Full,
     #[error("key {0} is revoked; make a new one")]
     Revoked(KeyId),
@@ -61,17 +55,12 @@ impl LedgerError {
 /// Why a request is not let in.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    #[error(
-        "this API key is not known here; check it, or ask the operator for one (`argus keys new`)"
-    )]
+    #[error("this API key is not known here; check it, or ask the operator for one (`argus keys new`)")]
     UnknownKey,
     #[error("this API key was revoked; ask the operator for a new one")]
     Revoked,
     #[error("more than {per_minute} requests a minute; try again in {} s", retry_after.as_secs() + 1)]
-    Rate {
-        per_minute: u32,
-        retry_after: Duration,
-    },
+    Rate { per_minute: u32, retry_after: Duration },
     #[error("this key may have {limit} requests at once; wait for one to finish")]
     Concurrency { limit: u32 },
     #[error("this costs {needed} credits and the key has {left} left; ask the operator for more")]
@@ -128,11 +117,7 @@ struct Account {
 impl Account {
     fn left(&self) -> Option<Credits> {
         let given = self.key.credits?.0;
-        Some(Credits(
-            given
-                .saturating_sub(self.usage.spent_thousandths)
-                .saturating_sub(self.reserved),
-        ))
+        Some(Credits(given.saturating_sub(self.usage.spent_thousandths).saturating_sub(self.reserved)))
     }
 }
 
@@ -177,11 +162,7 @@ impl Ledger {
                 ),
             }
         }
-        Ok(Self {
-            store,
-            defaults,
-            entries: RwLock::new(entries),
-        })
+        Ok(Self { store, defaults, entries: RwLock::new(entries) })
     }
 
     pub fn create(&self, new: NewKey) -> Result<CreatedKey, LedgerError> {
@@ -210,20 +191,12 @@ impl Ledger {
         let entry = Arc::new(Entry::new(hash, key, Usage::default(), self.defaults));
         let view = entry.view(self.defaults);
         entries.insert(hash, entry);
-        Ok(CreatedKey {
-            key: secret.expose().to_owned(),
-            view,
-        })
+        Ok(CreatedKey { key: secret.expose().to_owned(), view })
     }
 
     /// All keys, oldest first.
     pub fn list(&self) -> Vec<KeyView> {
-        let mut views: Vec<_> = self
-            .entries
-            .read()
-            .values()
-            .map(|entry| entry.view(self.defaults))
-            .collect();
+        let mut views: Vec<_> = self.entries.read().values().map(|entry| entry.view(self.defaults)).collect();
         views.sort_by(|a, b| (a.created_ms, &a.id).cmp(&(b.created_ms, &b.id)));
         views
     }
@@ -249,12 +222,8 @@ impl Ledger {
             key.credits = None;
         } else if let Some(Credits(more)) = change.add_credits {
             // A key without limit that is given credits has just those from now on.
-            let given = key
-                .credits
-                .map_or(account.usage.spent_thousandths, |credits| credits.0);
-            let total = given
-                .checked_add(more)
-                .filter(|total| *total <= limits::CREDITS);
+            let given = key.credits.map_or(account.usage.spent_thousandths, |credits| credits.0);
+            let total = given.checked_add(more).filter(|total| *total <= limits::CREDITS);
             key.credits = Some(Credits(total.ok_or(KeyError::Credits)?));
         }
         self.put_key(&entry.hash, &key)?;
@@ -267,10 +236,7 @@ impl Ledger {
         let entry = self.find(id)?;
         let mut account = entry.account.lock();
         if account.key.revoked_ms.is_none() {
-            let key = Key {
-                revoked_ms: Some(unix_ms()),
-                ..account.key.clone()
-            };
+            let key = Key { revoked_ms: Some(unix_ms()), ..account.key.clone() };
             self.put_key(&entry.hash, &key)?;
             account.key = key;
         }
@@ -304,41 +270,27 @@ impl Ledger {
         let entry = self.authenticate(text)?;
         let mut account = entry.account.lock();
         let limit = account.key.concurrent.unwrap_or(self.defaults.concurrent);
-        let per_minute = account
-            .key
-            .rate
-            .unwrap_or(self.defaults.requests_per_minute);
+        let per_minute = account.key.rate.unwrap_or(self.defaults.requests_per_minute);
         if account.in_flight >= limit {
             account.usage.refused += 1;
             return Err(Refusal::Concurrency { limit });
         }
         if let Err(retry_after) = account.bucket.take(per_minute, now) {
             account.usage.refused += 1;
-            return Err(Refusal::Rate {
-                per_minute,
-                retry_after,
-            });
+            return Err(Refusal::Rate { per_minute, retry_after });
         }
         account.in_flight += 1;
         account.usage.requests += 1;
         account.usage.last_used_ms = Some(unix_ms());
         drop(account);
-        Ok(Admission {
-            ledger: Arc::clone(self),
-            entry,
-        })
+        Ok(Admission { ledger: Arc::clone(self), entry })
     }
 
     fn authenticate(&self, text: &str) -> Result<Arc<Entry>, Refusal> {
         // The map is asked by hash: how long that takes tells nothing about the key, only about a hash
         // that the asker cannot choose. The comparison is constant-time all the same.
         let hash = KeyHash::of(text);
-        let entry = self
-            .entries
-            .read()
-            .get(&hash)
-            .cloned()
-            .ok_or(Refusal::UnknownKey)?;
+        let entry = self.entries.read().get(&hash).cloned().ok_or(Refusal::UnknownKey)?;
         if !bool::from(entry.hash.as_bytes().ct_eq(hash.as_bytes())) {
             return Err(Refusal::UnknownKey);
         }
@@ -351,15 +303,12 @@ impl Ledger {
     fn find(&self, id: &KeyId) -> Result<Arc<Entry>, LedgerError> {
         let entries = self.entries.read();
         let found = entries.values().find(|entry| entry.hash.id() == *id);
-        found
-            .cloned()
-            .ok_or_else(|| LedgerError::NotFound(id.clone()))
+        found.cloned().ok_or_else(|| LedgerError::NotFound(id.clone()))
     }
 
     fn put_key(&self, hash: &KeyHash, key: &Key) -> Result<(), StoreError> {
         let value = serde_json::to_vec(key).expect("a key is plain data");
-        self.store
-            .put(Table::Keys, hash.as_bytes(), &value, Durability::Synced)
+        self.store.put(Table::Keys, hash.as_bytes(), &value, Durability::Synced)
     }
 
     fn put_usage(&self, entry: &Entry, account: &Account) {
@@ -367,12 +316,8 @@ impl Ledger {
             return;
         }
         let value = serde_json::to_vec(&account.usage).expect("usage is plain data");
-        if let Err(error) = self.store.put(
-            Table::Usage,
-            entry.hash.as_bytes(),
-            &value,
-            Durability::Buffered,
-        ) {
+        if let Err(error) = self.store.put(Table::Usage, entry.hash.as_bytes(), &value, Durability::Buffered)
+        {
             // Memory has the truth and the next request writes all of it.
             tracing::warn!(key = %entry.hash.id(), %error, "the usage of a key could not be written");
         }
@@ -382,22 +327,9 @@ impl Ledger {
 impl Entry {
     fn new(hash: KeyHash, key: Key, usage: Usage, defaults: Defaults) -> Self {
         let tokens = f64::from(key.rate.unwrap_or(defaults.requests_per_minute));
-        let bucket = Bucket {
-            tokens,
-            at: Instant::now(),
-        };
-        let account = Account {
-            key,
-            usage,
-            reserved: 0,
-            in_flight: 0,
-            bucket,
-            forgotten: false,
-        };
-        Self {
-            hash,
-            account: Mutex::new(account),
-        }
+        let bucket = Bucket { tokens, at: Instant::now() };
+        let account = Account { key, usage, reserved: 0, in_flight: 0, bucket, forgotten: false };
+        Self { hash, account: Mutex::new(account) }
     }
 
     fn view(&self, defaults: Defaults) -> KeyView {
@@ -437,17 +369,11 @@ impl Admission {
             && left.0 < thousandths
         {
             account.usage.refused += 1;
-            return Err(Refusal::Credits {
-                needed: Credits(thousandths),
-                left,
-            });
+            return Err(Refusal::Credits { needed: Credits(thousandths), left });
         }
         account.reserved += thousandths;
         drop(account);
-        Ok(Reservation {
-            admission: self,
-            left: Mutex::new(thousandths),
-        })
+        Ok(Reservation { admission: self, left: Mutex::new(thousandths) })
     }
 }
 
@@ -509,10 +435,7 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
-    const DEFAULTS: Defaults = Defaults {
-        requests_per_minute: 60,
-        concurrent: 4,
-    };
+    const DEFAULTS: Defaults = Defaults { requests_per_minute: 60, concurrent: 4 };
 
     fn ledger() -> (tempfile::TempDir, Arc<Ledger>) {
         let dir = tempfile::tempdir().unwrap();
@@ -525,11 +448,7 @@ mod tests {
     }
 
     fn with_credits(credits: u64) -> NewKey {
-        NewKey {
-            credits: Some(Credits(credits)),
-            rate: Some(limits::RATE),
-            ..NewKey::named("test")
-        }
+        NewKey { credits: Some(Credits(credits)), rate: Some(limits::RATE), ..NewKey::named("test") }
     }
 
     #[test]
@@ -544,21 +463,12 @@ mod tests {
         ledger.revoke(&made.view.id).unwrap();
         assert_eq!(ledger.holder(&made.key).unwrap_err(), Refusal::Revoked);
         assert!(matches!(
-            ledger.change(
-                &made.view.id,
-                KeyChange {
-                    unlimited: true,
-                    ..KeyChange::default()
-                }
-            ),
+            ledger.change(&made.view.id, KeyChange { unlimited: true, ..KeyChange::default() }),
             Err(LedgerError::Revoked(_))
         ));
         ledger.forget(&made.view.id).unwrap();
         assert_eq!(ledger.holder(&made.key).unwrap_err(), Refusal::UnknownKey);
-        assert!(matches!(
-            ledger.get(&made.view.id),
-            Err(LedgerError::NotFound(_))
-        ));
+        assert!(matches!(ledger.get(&made.view.id), Err(LedgerError::NotFound(_))));
     }
 
     #[test]
@@ -582,11 +492,7 @@ mod tests {
         let made = ledger.create(with_credits(5_000)).unwrap();
         let gone = ledger.create(NewKey::named("gone")).unwrap();
         ledger.revoke(&gone.view.id).unwrap();
-        let reservation = ledger
-            .admit(&made.key, Instant::now())
-            .unwrap()
-            .reserve(4_000)
-            .unwrap();
+        let reservation = ledger.admit(&made.key, Instant::now()).unwrap().reserve(4_000).unwrap();
         reservation.charge(Work::Image, 1);
         reservation.charge(Work::Embedding, 2);
         drop(reservation);
@@ -594,14 +500,7 @@ mod tests {
         let ledger = reopen(&dir);
         let view = ledger.holder(&made.key).unwrap();
         assert_eq!(view.credits_left, Some(Credits(3_600)));
-        assert_eq!(
-            (
-                view.usage.requests,
-                view.usage.images,
-                view.usage.embeddings
-            ),
-            (1, 1, 2)
-        );
+        assert_eq!((view.usage.requests, view.usage.images, view.usage.embeddings), (1, 1, 2));
         assert!(view.usage.last_used_ms.is_some());
         assert_eq!(ledger.holder(&gone.key).unwrap_err(), Refusal::Revoked);
     }
@@ -610,16 +509,9 @@ mod tests {
     fn a_damaged_key_does_not_close_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let made = Ledger::open(store.clone(), DEFAULTS)
-            .unwrap()
-            .create(NewKey::named("one"))
-            .unwrap();
-        store
-            .put(Table::Keys, &[7; 32], b"{", Durability::Synced)
-            .unwrap();
-        store
-            .put(Table::Keys, b"short", b"{}", Durability::Synced)
-            .unwrap();
+        let made = Ledger::open(store.clone(), DEFAULTS).unwrap().create(NewKey::named("one")).unwrap();
+        store.put(Table::Keys, &[7; 32], b"{", Durability::Synced).unwrap();
+        store.put(Table::Keys, b"short", b"{}", Durability::Synced).unwrap();
         let ledger = Ledger::open(store, DEFAULTS).unwrap();
         assert_eq!(ledger.list().len(), 1);
         ledger.holder(&made.key).unwrap();
@@ -630,22 +522,14 @@ mod tests {
         let (_dir, ledger) = ledger();
         let made = ledger.create(with_credits(3_000)).unwrap();
         let now = Instant::now();
-        let first = ledger
-            .admit(&made.key, now)
-            .unwrap()
-            .reserve(2_000)
-            .unwrap();
-        let Err(Refusal::Credits { needed, left }) =
-            ledger.admit(&made.key, now).unwrap().reserve(2_000)
+        let first = ledger.admit(&made.key, now).unwrap().reserve(2_000).unwrap();
+        let Err(Refusal::Credits { needed, left }) = ledger.admit(&made.key, now).unwrap().reserve(2_000)
         else {
             panic!("3 credits are not enough for twice 2")
         };
         assert_eq!((needed, left), (Credits(2_000), Credits(1_000)));
         drop(first);
-        assert_eq!(
-            ledger.holder(&made.key).unwrap().credits_left,
-            Some(Credits(3_000))
-        );
+        assert_eq!(ledger.holder(&made.key).unwrap().credits_left, Some(Credits(3_000)));
         assert_eq!(ledger.holder(&made.key).unwrap().usage.spent_thousandths, 0);
     }
 
@@ -653,28 +537,18 @@ mod tests {
     fn a_reservation_never_pays_more_than_was_put_aside() {
         let (_dir, ledger) = ledger();
         let made = ledger.create(with_credits(1_000)).unwrap();
-        let reservation = ledger
-            .admit(&made.key, Instant::now())
-            .unwrap()
-            .reserve(1_000)
-            .unwrap();
+        let reservation = ledger.admit(&made.key, Instant::now()).unwrap().reserve(1_000).unwrap();
         reservation.charge(Work::Image, 1);
         reservation.charge(Work::Image, 1);
         drop(reservation);
         let view = ledger.holder(&made.key).unwrap();
-        assert_eq!(
-            (view.credits_left, view.usage.spent_thousandths),
-            (Some(Credits(0)), 1_000)
-        );
+        assert_eq!((view.credits_left, view.usage.spent_thousandths), (Some(Credits(0)), 1_000));
     }
 
     #[test]
     fn threads_side_by_side_cannot_overspend() {
         let (_dir, ledger) = ledger();
-        let new = NewKey {
-            concurrent: Some(100),
-            ..with_credits(10_000)
-        };
+        let new = NewKey { concurrent: Some(100), ..with_credits(10_000) };
         let made = ledger.create(new).unwrap();
         let paid = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -702,38 +576,19 @@ mod tests {
     #[test]
     fn the_rate_is_a_bucket_that_fills_evenly() {
         let (_dir, ledger) = ledger();
-        let made = ledger
-            .create(NewKey {
-                rate: Some(6),
-                ..NewKey::named("six a minute")
-            })
-            .unwrap();
+        let made = ledger.create(NewKey { rate: Some(6), ..NewKey::named("six a minute") }).unwrap();
         let start = Instant::now();
         for _ in 0..6 {
             ledger.admit(&made.key, start).unwrap();
         }
-        let Err(Refusal::Rate {
-            per_minute,
-            retry_after,
-        }) = ledger.admit(&made.key, start)
-        else {
+        let Err(Refusal::Rate { per_minute, retry_after }) = ledger.admit(&made.key, start) else {
             panic!("the seventh is too many")
         };
         assert_eq!(per_minute, 6);
         assert!(retry_after > Duration::from_secs(9) && retry_after <= Duration::from_secs(10));
-        assert!(
-            ledger
-                .admit(&made.key, start + Duration::from_secs(9))
-                .is_err()
-        );
-        ledger
-            .admit(&made.key, start + Duration::from_millis(10_100))
-            .unwrap();
-        assert!(
-            ledger
-                .admit(&made.key, start + Duration::from_millis(10_200))
-                .is_err()
-        );
+        assert!(ledger.admit(&made.key, start + Duration::from_secs(9)).is_err());
+        ledger.admit(&made.key, start + Duration::from_millis(10_100)).unwrap();
+        assert!(ledger.admit(&made.key, start + Duration::from_millis(10_200)).is_err());
         // A clock that jumps back gives nothing away.
         assert!(ledger.admit(&made.key, start).is_err());
         assert_eq!(ledger.holder(&made.key).unwrap().usage.refused, 4);
@@ -742,21 +597,10 @@ mod tests {
     #[test]
     fn requests_at_once_are_counted_until_they_end() {
         let (_dir, ledger) = ledger();
-        let made = ledger
-            .create(NewKey {
-                concurrent: Some(2),
-                ..NewKey::named("two")
-            })
-            .unwrap();
+        let made = ledger.create(NewKey { concurrent: Some(2), ..NewKey::named("two") }).unwrap();
         let now = Instant::now();
-        let (first, _second) = (
-            ledger.admit(&made.key, now).unwrap(),
-            ledger.admit(&made.key, now).unwrap(),
-        );
-        assert_eq!(
-            ledger.admit(&made.key, now).err(),
-            Some(Refusal::Concurrency { limit: 2 })
-        );
+        let (first, _second) = (ledger.admit(&made.key, now).unwrap(), ledger.admit(&made.key, now).unwrap());
+        assert_eq!(ledger.admit(&made.key, now).err(), Some(Refusal::Concurrency { limit: 2 }));
         drop(first);
         ledger.admit(&made.key, now).unwrap();
     }
@@ -766,30 +610,12 @@ mod tests {
         let (_dir, ledger) = ledger();
         let made = ledger.create(NewKey::named("free")).unwrap();
         let id = &made.view.id;
-        ledger
-            .admit(&made.key, Instant::now())
-            .unwrap()
-            .reserve(2_000)
-            .unwrap()
-            .charge(Work::Image, 2);
-        let add = |credits| KeyChange {
-            add_credits: Some(Credits(credits)),
-            ..KeyChange::default()
-        };
-        assert_eq!(
-            ledger.change(id, add(1_000)).unwrap().credits_left,
-            Some(Credits(1_000))
-        );
-        assert_eq!(
-            ledger.change(id, add(500)).unwrap().credits_left,
-            Some(Credits(1_500))
-        );
+        ledger.admit(&made.key, Instant::now()).unwrap().reserve(2_000).unwrap().charge(Work::Image, 2);
+        let add = |credits| KeyChange { add_credits: Some(Credits(credits)), ..KeyChange::default() };
+        assert_eq!(ledger.change(id, add(1_000)).unwrap().credits_left, Some(Credits(1_000)));
+        assert_eq!(ledger.change(id, add(500)).unwrap().credits_left, Some(Credits(1_500)));
         assert!(ledger.change(id, add(limits::CREDITS)).is_err());
-        let unlimited = KeyChange {
-            unlimited: true,
-            name: Some("freer".into()),
-            ..KeyChange::default()
-        };
+        let unlimited = KeyChange { unlimited: true, name: Some("freer".into()), ..KeyChange::default() };
         let view = ledger.change(id, unlimited).unwrap();
         assert_eq!((view.credits_left, view.name.as_str()), (None, "freer"));
     }
@@ -800,11 +626,7 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let ledger = Arc::new(Ledger::open(store.clone(), DEFAULTS).unwrap());
         let made = ledger.create(NewKey::named("brief")).unwrap();
-        let running = ledger
-            .admit(&made.key, Instant::now())
-            .unwrap()
-            .reserve(1_000)
-            .unwrap();
+        let running = ledger.admit(&made.key, Instant::now()).unwrap().reserve(1_000).unwrap();
         ledger.forget(&made.view.id).unwrap();
         running.charge(Work::Image, 1);
         drop(running);

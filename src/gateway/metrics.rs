@@ -52,47 +52,19 @@ impl Metrics {
             image_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 13)),
         };
         let registry = registry.sub_registry_with_prefix("argus_gateway");
-        registry.register(
-            "requests",
-            "HTTP requests answered",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "refused",
-            "Requests turned away by key, rate or credit",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "failed",
-            "Requests let in that ended without an answer",
-            metrics.failed.clone(),
-        );
-        registry.register(
-            "in_flight",
-            "Requests for work running now",
-            metrics.in_flight.clone(),
-        );
-        registry.register(
-            "connections",
-            "Open HTTP connections",
-            metrics.connections.clone(),
-        );
+        registry.register("requests", "HTTP requests answered", metrics.requests.clone());
+        registry.register("refused", "Requests turned away by key, rate or credit", metrics.refused.clone());
+        registry.register("failed", "Requests let in that ended without an answer", metrics.failed.clone());
+        registry.register("in_flight", "Requests for work running now", metrics.in_flight.clone());
+        registry.register("connections", "Open HTTP connections", metrics.connections.clone());
         registry.register("images", "Pictures delivered", metrics.images.clone());
-        registry.register(
-            "embeddings",
-            "Pictures embedded",
-            metrics.embeddings.clone(),
-        );
+        registry.register("embeddings", "Pictures embedded", metrics.embeddings.clone());
         registry.register(
             "credits_thousandths",
             "Credits charged, thousandths",
             metrics.credits_thousandths.clone(),
         );
-        registry.register(
-            "cancelled",
-            "Requests whose client went away",
-            metrics.cancelled.clone(),
-        );
+        registry.register("cancelled", "Requests whose client went away", metrics.cancelled.clone());
         registry.register_with_unit(
             "image",
             "From the request for one picture to its last byte",

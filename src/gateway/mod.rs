@@ -38,8 +38,8 @@ pub use error::ApiError;
 pub use ledger::Ledger;
 pub use metrics::Metrics;
 pub use service::{
-    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service,
-    ServiceError, Status, TextToImageLimits,
+    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service, ServiceError,
+    Status, TextToImageLimits,
 };
 pub use settings::{GatewayError, Settings, SettingsError};
 
@@ -69,15 +69,7 @@ pub struct Gateway {
 
 /// Opens the ledger and both ports, and serves until `shutdown`.
 pub async fn serve(parts: Parts) -> Result<Gateway, GatewayError> {
-    let Parts {
-        settings,
-        data_dir,
-        service,
-        store,
-        metrics,
-        registry,
-        shutdown,
-    } = parts;
+    let Parts { settings, data_dir, service, store, metrics, registry, shutdown } = parts;
     settings.validate()?;
     let ledger = Arc::new(Ledger::open(store, settings.key_defaults())?);
     let public = listen("gateway.listen", settings.listen).await?;
@@ -85,12 +77,8 @@ pub async fn serve(parts: Parts) -> Result<Gateway, GatewayError> {
     let (address, admin) = (local(&public)?, local(&private)?);
     let token = keys::Secret::generate().map_err(ledger::LedgerError::from)?;
     let path = admin::AdminFile::path(&data_dir);
-    admin::AdminFile::create(&data_dir, admin, &token).map_err(|source| {
-        GatewayError::AdminFile {
-            path: path.clone(),
-            source,
-        }
-    })?;
+    admin::AdminFile::create(&data_dir, admin, &token)
+        .map_err(|source| GatewayError::AdminFile { path: path.clone(), source })?;
 
     let terms = |max_connections| server::Terms {
         max_connections,
@@ -98,19 +86,9 @@ pub async fn serve(parts: Parts) -> Result<Gateway, GatewayError> {
         head_timeout: limits::HEAD_TIMEOUT,
         open: metrics.connections.clone(),
     };
-    let (public_terms, private_terms) = (
-        terms(settings.max_connections),
-        terms(limits::ADMIN_CONNECTIONS),
-    );
+    let (public_terms, private_terms) = (terms(settings.max_connections), terms(limits::ADMIN_CONNECTIONS));
     let private_router = admin::router(Arc::clone(&ledger), &token);
-    let app = api::App::new(
-        settings,
-        service,
-        Arc::clone(&ledger),
-        registry,
-        metrics,
-        shutdown.clone(),
-    );
+    let app = api::App::new(settings, service, Arc::clone(&ledger), registry, metrics, shutdown.clone());
     let public_router = api::router(Arc::new(app));
     tracing::info!(%address, "gateway and studio listen");
     let task = tokio::spawn(async move {
@@ -125,22 +103,11 @@ pub async fn serve(parts: Parts) -> Result<Gateway, GatewayError> {
             let _ = std::fs::remove_file(path);
         }
     });
-    Ok(Gateway {
-        address,
-        admin,
-        ledger,
-        task,
-    })
+    Ok(Gateway { address, admin, ledger, task })
 }
 
 async fn listen(setting: &'static str, address: SocketAddr) -> Result<TcpListener, GatewayError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| GatewayError::Listen {
-            setting,
-            address,
-            source,
-        })
+    TcpListener::bind(address).await.map_err(|source| GatewayError::Listen { setting, address, source })
 }
 
 fn local(listener: &TcpListener) -> Result<SocketAddr, GatewayError> {

@@ -42,10 +42,7 @@ impl Modify for Key {
             .bearer_format("argus-…")
             .description(Some("A key made by the operator with `argus keys new`."))
             .build();
-        document
-            .components
-            .get_or_insert_default()
-            .add_security_scheme("key", SecurityScheme::Http(key));
+        document.components.get_or_insert_default().add_security_scheme("key", SecurityScheme::Http(key));
     }
 }
 

@@ -42,12 +42,7 @@ pub(super) struct Terms {
 }
 
 /// Serves until `shutdown`, then lets running requests end, for `drain` at most.
-pub(super) async fn accept(
-    listener: TcpListener,
-    router: Router,
-    terms: Terms,
-    shutdown: CancellationToken,
-) {
+pub(super) async fn accept(listener: TcpListener, router: Router, terms: Terms, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(terms.max_connections));
     let terms = Arc::new(terms);
     let addresses = Addresses::default();
@@ -67,10 +62,8 @@ pub(super) async fn accept(
                 continue;
             }
         };
-        let (Ok(permit), Some(address)) = (
-            Arc::clone(&room).try_acquire_owned(),
-            addresses.enter(from.ip()),
-        ) else {
+        let (Ok(permit), Some(address)) = (Arc::clone(&room).try_acquire_owned(), addresses.enter(from.ip()))
+        else {
             tracing::debug!("a connection over the limit was closed");
             continue;
         };
@@ -128,10 +121,7 @@ struct Entered {
 impl Addresses {
     fn enter(&self, address: IpAddr) -> Option<Entered> {
         if address.is_loopback() {
-            return Some(Entered {
-                addresses: self.clone(),
-                address: None,
-            });
+            return Some(Entered { addresses: self.clone(), address: None });
         }
         let mut counts = self.0.lock();
         let count = counts.entry(address).or_default();
@@ -139,10 +129,7 @@ impl Addresses {
             return None;
         }
         *count += 1;
-        Some(Entered {
-            addresses: self.clone(),
-            address: Some(address),
-        })
+        Some(Entered { addresses: self.clone(), address: Some(address) })
     }
 }
 
@@ -168,31 +155,18 @@ struct Prompt<S> {
 
 impl<S> Prompt<S> {
     fn new(stream: S, patience: Duration) -> Self {
-        Self {
-            stream,
-            patience,
-            stalled: None,
-        }
+        Self { stream, patience, stalled: None }
     }
 
     /// Passes a write on that could be made; one that could not starts the clock, or ends with it.
-    fn judge<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        write: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.stalled = None;
             return write;
         }
-        let stalled = self
-            .stalled
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience)));
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience)));
         ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the client takes nothing",
-        )))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
     }
 }
 
@@ -207,11 +181,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.judge(cx, write)
     }
@@ -263,9 +233,7 @@ mod tests {
         // Longer in all than the patience, but never at a time.
         for _ in 0..4 {
             tokio::time::sleep(patience / 3).await;
-            tokio::io::AsyncReadExt::read_exact(&mut theirs, &mut [0; 16])
-                .await
-                .unwrap();
+            tokio::io::AsyncReadExt::read_exact(&mut theirs, &mut [0; 16]).await.unwrap();
         }
         writing.await.unwrap().unwrap();
     }
@@ -274,9 +242,8 @@ mod tests {
     fn connections_of_one_address_are_counted_and_let_go() {
         let addresses = Addresses::default();
         let one: IpAddr = "192.0.2.1".parse().unwrap();
-        let held: Vec<_> = (0..limits::CONNECTIONS_PER_ADDRESS)
-            .map(|_| addresses.enter(one).unwrap())
-            .collect();
+        let held: Vec<_> =
+            (0..limits::CONNECTIONS_PER_ADDRESS).map(|_| addresses.enter(one).unwrap()).collect();
         assert!(addresses.enter(one).is_none());
         assert!(addresses.enter("192.0.2.2".parse().unwrap()).is_some());
         drop(held);
@@ -287,11 +254,7 @@ mod tests {
 
     async fn listening(
         terms: Terms,
-    ) -> (
-        std::net::SocketAddr,
-        CancellationToken,
-        tokio::task::JoinHandle<()>,
-    ) {
+    ) -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -301,35 +264,22 @@ mod tests {
     }
 
     fn terms(head_timeout: Duration) -> Terms {
-        Terms {
-            max_connections: 2,
-            drain: Duration::from_secs(5),
-            head_timeout,
-            open: Gauge::default(),
-        }
+        Terms { max_connections: 2, drain: Duration::from_secs(5), head_timeout, open: Gauge::default() }
     }
 
     #[tokio::test]
     async fn slow_headers_and_idle_connections_are_cut_off() {
         let (address, shutdown, task) = listening(terms(Duration::from_millis(300))).await;
         let mut slow = TcpStream::connect(address).await.unwrap();
-        slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-            .await
-            .unwrap();
+        slow.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ").await.unwrap();
         let mut text = String::new();
-        tokio::io::AsyncReadExt::read_to_string(&mut slow, &mut text)
-            .await
-            .unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut slow, &mut text).await.unwrap();
         assert!(!text.contains("200"), "{text}");
         let mut idle = TcpStream::connect(address).await.unwrap();
-        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await
-            .unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         text.clear();
         // Ends only because the server closes the connection that asks nothing more.
-        tokio::io::AsyncReadExt::read_to_string(&mut idle, &mut text)
-            .await
-            .unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut idle, &mut text).await.unwrap();
         assert!(text.contains("200 OK") && text.ends_with("hello"), "{text}");
         shutdown.cancel();
         task.await.unwrap();
@@ -341,9 +291,7 @@ mod tests {
         let ask = async |stream: &mut TcpStream| {
             let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
             let mut bytes = [0; 512];
-            tokio::io::AsyncReadExt::read(stream, &mut bytes)
-                .await
-                .unwrap_or(0)
+            tokio::io::AsyncReadExt::read(stream, &mut bytes).await.unwrap_or(0)
         };
         let mut held = Vec::new();
         for _ in 0..2 {

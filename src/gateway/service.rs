@@ -18,11 +18,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// Does the task. Progress is sent with `try_send`: a full channel means that nobody needs that step.
     /// Dropping the future cancels the work.
-    async fn run(
-        &self,
-        task: Task,
-        progress: mpsc::Sender<Progress>,
-    ) -> Result<Served, ServiceError>;
+    async fn run(&self, task: Task, progress: mpsc::Sender<Progress>) -> Result<Served, ServiceError>;
 
     /// What the network looks like from here, from memory: called for every page view, never blocks.
     fn status(&self) -> Status;
@@ -81,9 +77,7 @@ where
         let step = f64::from(self.step);
         let steps = (f64::from(value) - f64::from(self.min)) / step;
         // Written so that a NaN fails.
-        value >= self.min
-            && value <= self.max
-            && (step == 0.0 || (steps - steps.round()).abs() < 1e-3)
+        value >= self.min && value <= self.max && (step == 0.0 || (steps - steps.round()).abs() < 1e-3)
     }
 }
 
@@ -97,11 +91,7 @@ where
         }
         write!(f, "{} to {}", self.min, self.max)?;
         let step = f64::from(self.step);
-        if step != 0.0 && step != 1.0 {
-            write!(f, " in steps of {}", self.step)
-        } else {
-            Ok(())
-        }
+        if step != 0.0 && step != 1.0 { write!(f, " in steps of {}", self.step) } else { Ok(()) }
     }
 }
 
@@ -227,39 +217,19 @@ mod tests {
 
     #[test]
     fn ranges_permit_what_they_say() {
-        let size = Allowed {
-            min: 64_u32,
-            max: 256,
-            step: 64,
-            default: 128,
-        };
+        let size = Allowed { min: 64_u32, max: 256, step: 64, default: 128 };
         let permitted: Vec<_> = (0..400).filter(|value| size.permits(*value)).collect();
         assert_eq!(permitted, [64, 128, 192, 256]);
         assert_eq!(size.to_string(), "64 to 256 in steps of 64");
-        let guidance = Allowed {
-            min: 1.0_f32,
-            max: 10.0,
-            step: 0.0,
-            default: 5.0,
-        };
+        let guidance = Allowed { min: 1.0_f32, max: 10.0, step: 0.0, default: 5.0 };
         assert!(guidance.permits(1.0) && guidance.permits(7.31) && guidance.permits(10.0));
         for bad in [f32::NAN, f32::INFINITY, -1.0, 0.99, 10.01] {
             assert!(!guidance.permits(bad), "{bad}");
         }
         assert_eq!(guidance.to_string(), "1 to 10");
-        let halves = Allowed {
-            min: 1.0_f32,
-            max: 3.0,
-            step: 0.5,
-            default: 1.0,
-        };
+        let halves = Allowed { min: 1.0_f32, max: 3.0, step: 0.5, default: 1.0 };
         assert!(halves.permits(2.5) && !halves.permits(2.6));
-        let fixed = Allowed {
-            min: 128_u32,
-            max: 128,
-            step: 64,
-            default: 128,
-        };
+        let fixed = Allowed { min: 128_u32, max: 128, step: 64, default: 128 };
         assert!(fixed.permits(128) && !fixed.permits(64));
         assert_eq!(fixed.to_string(), "128");
     }

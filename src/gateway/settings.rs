@@ -57,22 +57,12 @@ pub struct SettingsError {
 
 impl Settings {
     pub fn key_defaults(&self) -> Defaults {
-        Defaults {
-            requests_per_minute: self.requests_per_minute,
-            concurrent: self.concurrent_per_key,
-        }
+        Defaults { requests_per_minute: self.requests_per_minute, concurrent: self.concurrent_per_key }
     }
 
     pub fn validate(&self) -> Result<(), SettingsError> {
         let check = |field, good: bool, problem: &str| {
-            if good {
-                Ok(())
-            } else {
-                Err(SettingsError {
-                    field,
-                    problem: problem.into(),
-                })
-            }
+            if good { Ok(()) } else { Err(SettingsError { field, problem: problem.into() }) }
         };
         check(
             "admin_listen",
@@ -89,26 +79,10 @@ impl Settings {
             (1..=limits::CONCURRENT).contains(&self.concurrent_per_key),
             "must be 1 to 1000",
         )?;
-        check(
-            "max_in_flight",
-            (1..=100_000).contains(&self.max_in_flight),
-            "must be 1 to 100000",
-        )?;
-        check(
-            "max_connections",
-            (1..=100_000).contains(&self.max_connections),
-            "must be 1 to 100000",
-        )?;
-        check(
-            "timeout_s",
-            (1..=3600).contains(&self.timeout_s),
-            "must be 1 to 3600 seconds",
-        )?;
-        check(
-            "drain_s",
-            self.drain_s <= 600,
-            "must be at most 600 seconds",
-        )?;
+        check("max_in_flight", (1..=100_000).contains(&self.max_in_flight), "must be 1 to 100000")?;
+        check("max_connections", (1..=100_000).contains(&self.max_connections), "must be 1 to 100000")?;
+        check("timeout_s", (1..=3600).contains(&self.timeout_s), "must be 1 to 3600 seconds")?;
+        check("drain_s", self.drain_s <= 600, "must be at most 600 seconds")?;
         for origin in &self.allow_origins {
             let any = origin == "*";
             let web = (origin.starts_with("https://") || origin.starts_with("http://"))
@@ -117,9 +91,7 @@ impl Settings {
             check(
                 "allow_origins",
                 any || web,
-                &format!(
-                    "{origin:?} is not an origin; write https://host or https://host:port, or *"
-                ),
+                &format!("{origin:?} is not an origin; write https://host or https://host:port, or *"),
             )?;
         }
         Ok(())
@@ -133,19 +105,10 @@ pub enum GatewayError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Ledger(#[from] super::ledger::LedgerError),
-    #[error(
-        "cannot listen on {address} ({setting}): {source}; choose another address or stop what uses it"
-    )]
-    Listen {
-        setting: &'static str,
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    #[error("cannot listen on {address} ({setting}): {source}; choose another address or stop what uses it")]
+    Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
     #[error("cannot write {path}: {source}")]
-    AdminFile {
-        path: std::path::PathBuf,
-        source: std::io::Error,
-    },
+    AdminFile { path: std::path::PathBuf, source: std::io::Error },
     #[error("{0}")]
     Accept(std::io::Error),
 }
@@ -174,31 +137,18 @@ mod tests {
 
     #[test]
     fn a_public_admin_port_is_refused() {
-        let settings = Settings {
-            admin_listen: "0.0.0.0:1".parse().unwrap(),
-            ..Settings::default()
-        };
+        let settings = Settings { admin_listen: "0.0.0.0:1".parse().unwrap(), ..Settings::default() };
         assert_eq!(settings.validate().unwrap_err().field, "admin_listen");
     }
 
     #[test]
     fn origins_are_checked() {
-        let with = |origin: &str| {
-            Settings {
-                allow_origins: vec![origin.into()],
-                ..Settings::default()
-            }
-            .validate()
-        };
+        let with =
+            |origin: &str| Settings { allow_origins: vec![origin.into()], ..Settings::default() }.validate();
         for good in ["*", "https://example.org", "http://localhost:3000"] {
             with(good).unwrap();
         }
-        for bad in [
-            "example.org",
-            "https://example.org/",
-            "https://example.org/path",
-            "https://a\nb",
-        ] {
+        for bad in ["example.org", "https://example.org/", "https://example.org/path", "https://a\nb"] {
             assert_eq!(with(bad).unwrap_err().field, "allow_origins", "{bad}");
         }
     }

@@ -66,17 +66,11 @@ where
         events.recv().await.map(|event| (event, (events, task)))
     });
     let all = stream::iter(first).chain(rest);
-    let keep_alive = KeepAlive::new()
-        .interval(limits::KEEP_ALIVE)
-        .text("keep-alive");
-    Ok(Sse::new(encoded(all))
-        .keep_alive(keep_alive)
-        .into_response())
+    let keep_alive = KeepAlive::new().interval(limits::KEEP_ALIVE).text("keep-alive");
+    Ok(Sse::new(encoded(all)).keep_alive(keep_alive).into_response())
 }
 
-fn encoded(
-    events: impl Stream<Item = ImageEvent>,
-) -> impl Stream<Item = Result<Event, Infallible>> {
+fn encoded(events: impl Stream<Item = ImageEvent>) -> impl Stream<Item = Result<Event, Infallible>> {
     events
         .map(|event| match event {
             ImageEvent::Progress(progress) => named(progress.kind, &progress),
@@ -88,8 +82,5 @@ fn encoded(
 }
 
 fn named(name: &str, data: &impl Serialize) -> Event {
-    Event::default()
-        .event(name)
-        .json_data(data)
-        .expect("events are plain data without newlines")
+    Event::default().event(name).json_data(data).expect("events are plain data without newlines")
 }

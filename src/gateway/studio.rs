@@ -16,39 +16,24 @@ struct File {
 }
 
 macro_rules! file {
-    ($path:literal, $name:literal, $kind:literal) => {
-        File {
-            path: $path,
-            kind: $kind,
-            text: include_str!(concat!("studio/", $name)),
-        }
+    ($path:literal, $kind:expr, $name:literal) => {
+        File { path: $path, kind: $kind, text: include_str!(concat!("studio/", $name)) }
     };
 }
 
+const PAGE: &str = "text/html; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
 const FILES: [File; 8] = [
-    file!("/", "index.html", "text/html; charset=utf-8"),
-    file!(
-        "/studio/studio.css",
-        "studio.css",
-        "text/css; charset=utf-8"
-    ),
-    file!(
-        "/studio/studio.js",
-        "studio.js",
-        "text/javascript; charset=utf-8"
-    ),
-    file!("/studio/api.js", "api.js", "text/javascript; charset=utf-8"),
-    file!(
-        "/studio/gallery.js",
-        "gallery.js",
-        "text/javascript; charset=utf-8"
-    ),
-    file!(
-        "/studio/network.js",
-        "network.js",
-        "text/javascript; charset=utf-8"
-    ),
-    file!("/studio/icon.svg", "icon.svg", "image/svg+xml"),
+    file!("/", PAGE, "index.html"),
+    file!("/studio/icon.svg", "image/svg+xml", "icon.svg"),
+    file!("/studio/studio.css", STYLE, "studio.css"),
+    file!("/studio/studio.js", SCRIPT, "studio.js"),
+    file!("/studio/api.js", SCRIPT, "api.js"),
+    file!("/studio/gallery.js", SCRIPT, "gallery.js"),
+    file!("/studio/network.js", SCRIPT, "network.js"),
+    file!("/studio/tile.js", SCRIPT, "tile.js"),
 ];
 
 /// Paths of all files, for the router.
@@ -70,13 +55,7 @@ pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
     let headers = response.headers_mut();
     headers.insert(header::ETAG, tag);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(POLICY),
-    );
-    headers.insert(
-        header::REFERRER_POLICY,
-        HeaderValue::from_static("no-referrer"),
-    );
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     Some(response)
 }

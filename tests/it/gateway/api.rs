@@ -48,7 +48,8 @@ async fn a_prompt_becomes_a_picture_with_a_seed_of_our_own() {
 #[tokio::test]
 async fn what_is_left_out_is_the_models_default() {
     let running = start().await;
-    let response = running.images(&json!({ "prompt": "x", "n": 3, "size": "auto", "steps": null })).send().await;
+    let response =
+        running.images(&json!({ "prompt": "x", "n": 3, "size": "auto", "steps": null })).send().await;
     let answer = value(response.unwrap()).await;
     assert_eq!(answer["data"].as_array().unwrap().len(), 3);
     let asked = running.local.pictures();
@@ -70,7 +71,13 @@ async fn wrong_fields_are_named_with_what_is_allowed() {
         (json!({ "prompt": 3 }), 400, "invalid_type", "prompt", "string"),
         (json!({ "prompt": " " }), 400, "empty_string", "prompt", "empty"),
         (json!({ "prompt": "x".repeat(401) }), 400, "string_above_max_length", "prompt", "400"),
-        (with("negative_prompt", "x".repeat(401).into()), 400, "string_above_max_length", "negative_prompt", "400"),
+        (
+            with("negative_prompt", "x".repeat(401).into()),
+            400,
+            "string_above_max_length",
+            "negative_prompt",
+            "400",
+        ),
         (with("n", 0.into()), 400, "invalid_value", "n", "1 to 10"),
         (with("n", 11.into()), 400, "invalid_value", "n", "1 to 10"),
         (with("n", (-1).into()), 400, "invalid_type", "n", "-1"),

@@ -42,8 +42,10 @@ impl Schemas<'_> {
                 }
                 "oneOf" | "anyOf" => {
                     let fits = |option: &&Value| {
-                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.check(option, value, at)))
-                            .is_ok()
+                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                            self.check(option, value, at)
+                        }))
+                        .is_ok()
                     };
                     let count = argument.as_array().unwrap().iter().filter(fits).count();
                     assert!(count >= 1, "{at}: {value} fits none of {argument}");
@@ -136,7 +138,8 @@ async fn real_answers_are_as_the_document_says() {
     let mut seen = Vec::new();
     for (path, body, status) in posts {
         if status < 400 {
-            let schema = &document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
+            let schema =
+                &document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
             schemas.check(schema, &body, path);
         }
         let response = running.post(path, &body).send().await.unwrap();
@@ -176,7 +179,8 @@ async fn checked(schemas: &Schemas<'_>, template: &str, method: &str, response: 
     let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
     let content = described["content"].as_object().unwrap();
     let same = |name: &&String| name.split(';').next() == kind.split(';').next();
-    let name = content.keys().find(same).unwrap_or_else(|| panic!("{template}: {kind} is not in the document"));
+    let name =
+        content.keys().find(same).unwrap_or_else(|| panic!("{template}: {kind} is not in the document"));
     let text = response.text().await.unwrap();
     let body = if kind.starts_with("application/json") {
         serde_json::from_str(&text).unwrap()

@@ -10,8 +10,8 @@ use std::{
 };
 
 use argus::gateway::{
-    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service, ServiceError, Status,
-    TextToImageLimits,
+    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service, ServiceError,
+    Status, TextToImageLimits,
 };
 use argus_protocols::{
     Answer, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Task, TaskKind,
@@ -189,7 +189,9 @@ impl Service for Local {
         let mut call = Call { local: self, ended: false };
         let answer = match &task {
             Task::TextToImage(task) => self.picture(task, &progress).await,
-            Task::ImageEmbedding(task) => Ok(Answer::Embeddings(task.pictures.iter().map(|p| mean(p)).collect())),
+            Task::ImageEmbedding(task) => {
+                Ok(Answer::Embeddings(task.pictures.iter().map(|p| mean(p)).collect()))
+            }
         };
         call.ended = true;
         Ok(Served { answer: answer?, miner: Some(self.miner), elapsed: begun.elapsed() })
@@ -212,7 +214,12 @@ impl Service for Local {
             netuid: 1,
             peers: 6,
             chain: ChainStatus { reachable: true, block: 1234, weights_block: Some(1200), error: None },
-            miners: vec![miner(2, 0.52, true), miner(0, 0.33, true), miner(1, 0.15, true), miner(4, 0.0, false)],
+            miners: vec![
+                miner(2, 0.52, true),
+                miner(0, 0.33, true),
+                miner(1, 0.15, true),
+                miner(4, 0.0, false),
+            ],
             period: Some(PeriodStatus {
                 number: 17,
                 ends_at_ms: argus::clock::unix_ms() + 95_000,

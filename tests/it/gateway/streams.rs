@@ -82,7 +82,10 @@ async fn steps_are_seen_while_they_happen() {
     let queued = events.next().await.unwrap();
     assert_eq!(queued.name, "image_generation.progress");
     let queued = queued.json();
-    assert_eq!((&queued["queue_position"], &queued["step"], &queued["of"]), (&json!(1), &json!(0), &json!(3)));
+    assert_eq!(
+        (&queued["queue_position"], &queued["step"], &queued["of"]),
+        (&json!(1), &json!(0), &json!(3))
+    );
     for step in 1..=3 {
         running.local.steps.add_permits(1);
         let event = events.next().await.unwrap().json();

@@ -20,14 +20,18 @@ async fn open_browser() -> Option<Browser> {
             panic!("CI must have Chromium: apt-get install chromium")
         }
         None => {
-            eprintln!("SKIPPED: no Chromium on this machine (apt-get install chromium, or set ARGUS_CHROMIUM)");
+            eprintln!(
+                "SKIPPED: no Chromium on this machine (apt-get install chromium, or set ARGUS_CHROMIUM)"
+            );
             None
         }
     }
 }
 
 async fn finished(browser: &mut Browser) {
-    browser.until("document.getElementById('running').hidden && !document.getElementById('about').hidden").await;
+    browser
+        .until("document.getElementById('running').hidden && !document.getElementById('about').hidden")
+        .await;
 }
 
 /// Opens the studio with the test's key, as a link from `argus devnet` does.
@@ -210,7 +214,8 @@ async fn it_fits_a_phone_and_works_without_a_mouse() {
         let id = browser.eval("document.activeElement?.id ?? ''").await;
         reached.push(id);
     }
-    for id in ["theme", "key-open", "prompt", "model", "count-more", "negative", "steps", "guidance", "make"] {
+    for id in ["theme", "key-open", "prompt", "model", "count-more", "negative", "steps", "guidance", "make"]
+    {
         assert!(reached.contains(&Value::from(id)), "{id} is not in {reached:?}");
     }
     browser.type_into("prompt", "by keyboard").await;
