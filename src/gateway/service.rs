@@ -16,8 +16,9 @@ pub trait Service: Send + Sync + 'static {
     /// Every model that may be asked for now or later; [`ModelCard::miners`] says whether anybody serves it.
     fn models(&self) -> Vec<ModelCard>;
 
-    /// Does the task. Progress is sent with `try_send`: a full channel means that nobody needs that step.
-    /// Dropping the future cancels the work.
+    /// Does the task. Its seed and pictures are as they go to the miner: the gateway has replaced the client's
+    /// seed and changed its pictures, and tells the client the seed. Progress is sent with `try_send`: a
+    /// full channel means that nobody needs that step. Dropping the future cancels the work.
     async fn run(&self, task: Task, progress: mpsc::Sender<Progress>) -> Result<Served, ServiceError>;
 
     /// What the network looks like from here, from memory: called for every page view, never blocks.

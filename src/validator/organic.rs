@@ -9,7 +9,6 @@ use std::{
 use argus_protocols::{Answer, Hotkey, Reason, Task};
 use async_trait::async_trait;
 use bytes::Bytes;
-use rand::Rng;
 use tokio::sync::mpsc;
 
 use super::{
@@ -115,14 +114,6 @@ impl Organic {
     }
 }
 
-/// The client's seed is never used: a miner could have seen it before.
-fn reseeded(mut task: Task) -> Task {
-    if let Task::TextToImage(asked) = &mut task {
-        asked.seed = rand::rng().random();
-    }
-    task
-}
-
 #[async_trait]
 impl Service for Organic {
     fn models(&self) -> Vec<ModelCard> {
@@ -138,7 +129,7 @@ impl Service for Organic {
             return Err(ServiceError::UnknownModel(task.model().to_owned()));
         }
         self.jobs().work(&task).map_err(|error| ServiceError::Invalid(error.to_string()))?;
-        let task = Arc::new(reseeded(task));
+        let task = Arc::new(task);
         let body = Bytes::from(task.to_bytes());
         let time = Duration::from_millis(self.0.settings.total_ms.into());
         let mut tried = BTreeSet::new();
