@@ -3,11 +3,7 @@
 //!
 //!     cargo run --example calibrate
 
-use argus::{
-    jobs::Jobs,
-    validator::synthetic::Synthesiser,
-    verify::Evidence,
-};
+use argus::{jobs::Jobs, validator::synthetic::Synthesiser, verify::Evidence};
 use argus_models::{
     Limits, ModelSpec, Registry, RgbPicture,
     engine::{Engine, EngineConfig},
@@ -139,9 +135,7 @@ async fn embedding_distances(
     let decoded = RgbPicture::decode(&picture, &Limits::default())?;
     let pictures = vec![picture, jpeg(&decoded, 90), draw(seed + 1000)?];
     let task = Task::ImageEmbedding(ImageEmbedding { model: spec.id.to_string(), pictures });
-    let Evidence::Embeddings(all) = jobs.reference(&task).await? else {
-        anyhow::bail!("no embeddings came")
-    };
+    let Evidence::Embeddings(all) = jobs.reference(&task).await? else { anyhow::bail!("no embeddings came") };
     Ok([1, 2].map(|other| 1.0 - cosine_similarity(&all[0], &all[other]).unwrap_or(0.0)))
 }
 
@@ -157,7 +151,8 @@ async fn main() -> anyhow::Result<()> {
     let mut all = NAMES.map(Series::new);
     let mut embeddings = [Vec::new(), Vec::new()];
     for seed in 0..ROUNDS {
-        let Some(Task::TextToImage(asked)) = synthesiser.draw(TaskKind::TextToImage, painters[0], seed) else {
+        let Some(Task::TextToImage(asked)) = synthesiser.draw(TaskKind::TextToImage, painters[0], seed)
+        else {
             anyhow::bail!("no request was drawn");
         };
         let reference = jobs.reference(&Task::TextToImage(asked.clone())).await?;

@@ -337,7 +337,9 @@ impl Backend for Jobs {
     async fn run(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError> {
         let job = self.job(task).await?;
         Ok(match self.submit(job, Some(steps)).await? {
-            Output::Picture { features, .. } if features.is_nsfw => Answer::Nsfw(protocol_features(&features)),
+            Output::Picture { features, .. } if features.is_nsfw => {
+                Answer::Nsfw(protocol_features(&features))
+            }
             Output::Picture { png, .. } => Answer::Picture(png),
             Output::Embeddings(all) => Answer::Embeddings(all),
             Output::Features(features) => Answer::Nsfw(protocol_features(&features)),

@@ -21,10 +21,7 @@ const CIRCULAR_TERMS: usize = 9;
 /// ln x = e · ln 2 + 2 s · (1 + s²/3 + s⁴/5 + … + s²²/23), the bracket by
 /// Horner's rule from the highest term.
 pub fn ln(x: f64) -> f64 {
-    debug_assert!(
-        x.is_normal() && x > 0.0,
-        "ln needs a positive normal number"
-    );
+    debug_assert!(x.is_normal() && x > 0.0, "ln needs a positive normal number");
     let bits = x.to_bits();
     let mut exponent = ((bits >> 52) as i64 - 1023) as f64;
     let mut mantissa = f64::from_bits((bits & ((1 << 52) - 1)) | (1023 << 52));
@@ -68,11 +65,7 @@ pub fn sin_cos_quarters(quarters: f64) -> (f64, f64) {
 
 /// sin(πx) / (πx), and 1 at 0.
 pub fn sinc(x: f64) -> f64 {
-    if x == 0.0 {
-        1.0
-    } else {
-        sin_cos_quarters(2.0 * x).0 / (PI * x)
-    }
+    if x == 0.0 { 1.0 } else { sin_cos_quarters(2.0 * x).0 / (PI * x) }
 }
 
 #[cfg(test)]
@@ -81,10 +74,7 @@ mod tests {
 
     fn close(ours: f64, platform: f64, what: &str) {
         let tolerance = 1e-15 * platform.abs().max(1.0);
-        assert!(
-            (ours - platform).abs() <= tolerance,
-            "{what}: {ours:e} against {platform:e}"
-        );
+        assert!((ours - platform).abs() <= tolerance, "{what}: {ours:e} against {platform:e}");
     }
 
     #[test]
@@ -110,12 +100,9 @@ mod tests {
             assert!((cosine - (quarters * FRAC_PI_2).cos()).abs() < 4e-15);
             close(sine * sine + cosine * cosine, 1.0, "unit circle");
         }
-        for (whole, expected) in [
-            (0.0, (0.0, 1.0)),
-            (1.0, (1.0, 0.0)),
-            (2.0, (0.0, -1.0)),
-            (-1.0, (-1.0, 0.0)),
-        ] {
+        for (whole, expected) in
+            [(0.0, (0.0, 1.0)), (1.0, (1.0, 0.0)), (2.0, (0.0, -1.0)), (-1.0, (-1.0, 0.0))]
+        {
             let (sine, cosine) = sin_cos_quarters(whole);
             assert_eq!((sine + 0.0, cosine + 0.0), expected);
         }

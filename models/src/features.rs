@@ -195,7 +195,8 @@ impl CosineTransform {
                 differences[n] = first - last;
             }
             for (odd, cosines) in cosines.iter().enumerate() {
-                let products = differences.iter().zip(cosines).map(|(difference, cosine)| difference * cosine);
+                let products =
+                    differences.iter().zip(cosines).map(|(difference, cosine)| difference * cosine);
                 low[(2 * odd + 1) << level] = products.fold(0.0, |sum, product| sum + product);
             }
         }
@@ -270,7 +271,8 @@ fn colour_hash(picture: &RgbPicture) -> u64 {
         let level = level.min((1 << BITS_PER_BIN) - 1);
         // Not quite binary: imagehash takes "any higher bit that is left" for
         // each but the first and the last.
-        (0..BITS_PER_BIN).map(move |i| (level >> (BITS_PER_BIN - i - 1)) % (1 << (BITS_PER_BIN - i)) > 0)
+        (0..BITS_PER_BIN)
+            .map(move |i| (level >> (BITS_PER_BIN - i - 1)) & ((1 << (BITS_PER_BIN - i)) - 1) != 0)
     }))
 }
 
@@ -324,8 +326,14 @@ mod tests {
         let mut compared = 0;
         for case in opaque {
             let hashes = ImageHashes::of(&fixture(&case.file));
-            let shown = [hashes.average, hashes.perceptual, hashes.difference].map(|hash| format!("{hash:016x}"));
-            assert_eq!(shown, [&case.average, &case.perceptual, &case.difference].map(Clone::clone), "{}", case.file);
+            let shown =
+                [hashes.average, hashes.perceptual, hashes.difference].map(|hash| format!("{hash:016x}"));
+            assert_eq!(
+                shown,
+                [&case.average, &case.perceptual, &case.difference].map(Clone::clone),
+                "{}",
+                case.file
+            );
             assert_eq!(format!("{:011x}", hashes.colour), case.colour, "{}", case.file);
             compared += 1;
         }

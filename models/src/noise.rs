@@ -71,18 +71,10 @@ pub fn fill_normal(seed: u64, stream: u64, first: u64, values: &mut [f32]) {
 
 fn normal_block(seed: u64, stream: u64, block: u64) -> [f32; 4] {
     let words = philox4x32_10(
-        [
-            block as u32,
-            (block >> 32) as u32,
-            stream as u32,
-            (stream >> 32) as u32,
-        ],
+        [block as u32, (block >> 32) as u32, stream as u32, (stream >> 32) as u32],
         [seed as u32, (seed >> 32) as u32],
     );
-    let (first, second) = (
-        box_muller(words[0], words[1]),
-        box_muller(words[2], words[3]),
-    );
+    let (first, second) = (box_muller(words[0], words[1]), box_muller(words[2], words[3]));
     [first.0, first.1, second.0, second.1]
 }
 
@@ -106,16 +98,8 @@ mod tests {
     fn philox_gives_the_published_answers() {
         let ones = u32::MAX;
         for (counter, key, expected) in [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [ones; 4],
-                [ones; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([ones; 4], [ones; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -130,9 +114,7 @@ mod tests {
         values
             .iter()
             .flat_map(|v| v.to_bits().to_le_bytes())
-            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-            })
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     }
 
     #[test]
@@ -148,28 +130,14 @@ mod tests {
                 .map(|bits| bits.as_str().unwrap().to_owned())
                 .collect();
             let mut values = vec![0.0; expected.len()];
-            fill_normal(
-                number(&case["seed"]),
-                number(&case["stream"]),
-                number(&case["first"]),
-                &mut values,
-            );
-            let bits: Vec<String> = values
-                .iter()
-                .map(|v| format!("{:08x}", v.to_bits()))
-                .collect();
+            fill_normal(number(&case["seed"]), number(&case["stream"]), number(&case["first"]), &mut values);
+            let bits: Vec<String> = values.iter().map(|v| format!("{:08x}", v.to_bits())).collect();
             assert_eq!(bits, expected, "{case}");
         }
         let long = &fixture["long"];
-        let values = normal(
-            number(&long["seed"]),
-            number(&long["stream"]),
-            long["length"].as_u64().unwrap() as usize,
-        );
-        assert_eq!(
-            format!("{:016x}", fnv1a(&values)),
-            long["fnv1a"].as_str().unwrap()
-        );
+        let values =
+            normal(number(&long["seed"]), number(&long["stream"]), long["length"].as_u64().unwrap() as usize);
+        assert_eq!(format!("{:016x}", fnv1a(&values)), long["fnv1a"].as_str().unwrap());
     }
 
     #[test]
@@ -206,12 +174,9 @@ mod tests {
         assert!((moment(2) - 1.0).abs() < 5.0 * 2f64.sqrt() / root);
         assert!(moment(3).abs() < 5.0 * 15f64.sqrt() / root);
         assert!((moment(4) - 3.0).abs() < 5.0 * 96f64.sqrt() / root);
-        for (bound, probability) in [
-            (1.0, 0.317_310_5),
-            (2.0, 0.045_500_26),
-            (3.0, 0.002_699_796),
-            (4.0, 6.334e-5),
-        ] {
+        for (bound, probability) in
+            [(1.0, 0.317_310_5), (2.0, 0.045_500_26), (3.0, 0.002_699_796), (4.0, 6.334e-5)]
+        {
             let beyond = values.iter().filter(|v| v.abs() > bound).count() as f64;
             let expected = probability * n as f64;
             assert!(
@@ -226,26 +191,12 @@ mod tests {
         let n = 200_000;
         let base = normal(1, 0, n + 1);
         let correlation = |other: &[f32]| {
-            base.iter()
-                .zip(other)
-                .map(|(&a, &b)| f64::from(a) * f64::from(b))
-                .sum::<f64>()
-                / n as f64
+            base.iter().zip(other).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>() / n as f64
         };
         let bound = 5.0 / (n as f64).sqrt();
-        for (seed, stream) in [
-            (0, 0),
-            (2, 0),
-            (1 << 32, 0),
-            (1 << 63, 0),
-            (1, 1),
-            (1, 1 << 32),
-        ] {
+        for (seed, stream) in [(0, 0), (2, 0), (1 << 32, 0), (1 << 63, 0), (1, 1), (1, 1 << 32)] {
             let other = normal(seed, stream, n);
-            assert!(
-                correlation(&other).abs() < bound,
-                "seed {seed}, stream {stream}"
-            );
+            assert!(correlation(&other).abs() < bound, "seed {seed}, stream {stream}");
         }
         assert!(correlation(&base[1..]).abs() < bound, "lag one");
     }

@@ -205,7 +205,8 @@ impl Point {
 
     fn dense(weights: &Weights, name: &str, inputs: usize, outputs: usize) -> Result<Self, WeightsError> {
         let values = weights.values(&format!("{name}k"), &[inputs, outputs])?;
-        let matrix = PackedMatrix::pack(1, inputs, outputs, |_, input, output| values[input * outputs + output]);
+        let matrix =
+            PackedMatrix::pack(1, inputs, outputs, |_, input, output| values[input * outputs + output]);
         Ok(Self { matrix, bias: weights.values(&format!("{name}b"), &[outputs])? })
     }
 
@@ -226,11 +227,24 @@ struct Block {
 }
 
 impl Block {
-    fn load(weights: &Weights, index: usize, inputs: usize, outputs: usize, stride: usize) -> Result<Self, WeightsError> {
+    fn load(
+        weights: &Weights,
+        index: usize,
+        inputs: usize,
+        outputs: usize,
+        stride: usize,
+    ) -> Result<Self, WeightsError> {
         let name = if index == 0 { "expanded_conv".to_owned() } else { format!("block_{index}") };
         let inner = if index == 0 { inputs } else { inputs * EXPANSION };
         let point = |layer: &str, inputs, outputs| {
-            Point::convolution(weights, &format!("{name}_{layer}k"), &format!("{name}_{layer}_BN"), inputs, outputs, 1)
+            Point::convolution(
+                weights,
+                &format!("{name}_{layer}k"),
+                &format!("{name}_{layer}_BN"),
+                inputs,
+                outputs,
+                1,
+            )
         };
         Ok(Self {
             expand: (index > 0).then(|| point("expand", inputs, inner)).transpose()?,
@@ -284,10 +298,14 @@ impl Depthwise {
         let coordinate = |output: usize, tap: usize| {
             (output * self.stride + tap).checked_sub(before).filter(|&position| position < input.side)
         };
-        let pixel = |y: usize, x: usize, tap: usize| match (coordinate(y, tap / KERNEL), coordinate(x, tap % KERNEL)) {
-            (Some(row), Some(column)) => &input.values[(row * input.side + column) * channels..][..channels],
-            _ => &self.zeros[..],
-        };
+        let pixel =
+            |y: usize, x: usize, tap: usize| match (coordinate(y, tap / KERNEL), coordinate(x, tap % KERNEL))
+            {
+                (Some(row), Some(column)) => {
+                    &input.values[(row * input.side + column) * channels..][..channels]
+                }
+                _ => &self.zeros[..],
+            };
         let mut values = vec![0.0; side * side * channels];
         values.par_chunks_exact_mut(side * channels).enumerate().for_each(|(y, row)| {
             for (x, output) in row.chunks_exact_mut(channels).enumerate() {
@@ -325,7 +343,8 @@ mod tests {
     use crate::picture::Limits;
     use safetensors::SafeTensors;
 
-    const PICTURES: [&str; 4] = ["nsfw_trigger_m.png", "nsfw_trigger_o.png", "scene-96x80.png", "rgba-64x64.png"];
+    const PICTURES: [&str; 4] =
+        ["nsfw_trigger_m.png", "nsfw_trigger_o.png", "scene-96x80.png", "rgba-64x64.png"];
 
     fn bytes(file: &str) -> Vec<u8> {
         std::fs::read(format!("{}/tests/fixtures/{file}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -370,8 +389,11 @@ mod tests {
     #[test]
     fn ordinary_pictures_are_fine_and_small_ones_too() {
         let classifier = NsfwClassifier::embedded().unwrap();
-        for file in ["ddim-result.png", "waves-80x96.png", "tiny-5x3.png", "white-64x64.png", "noise-32x32.png"] {
-            let picture = RgbPicture::decode(&bytes(&format!("pictures/{file}")), &Limits::default()).unwrap();
+        for file in
+            ["ddim-result.png", "waves-80x96.png", "tiny-5x3.png", "white-64x64.png", "noise-32x32.png"]
+        {
+            let picture =
+                RgbPicture::decode(&bytes(&format!("pictures/{file}")), &Limits::default()).unwrap();
             assert!(!classifier.classify(&picture).is_nsfw(), "{file}");
         }
     }

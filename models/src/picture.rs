@@ -40,7 +40,9 @@ impl Limits {
     fn decoder(&self) -> image::Limits {
         let mut limits = image::Limits::no_limits();
         limits.max_alloc = Some(
-            self.max_pixels.saturating_mul(Self::DECODER_BYTES_PER_PIXEL).saturating_add(Self::DECODER_BYTES_FIXED),
+            self.max_pixels
+                .saturating_mul(Self::DECODER_BYTES_PER_PIXEL)
+                .saturating_add(Self::DECODER_BYTES_FIXED),
         );
         limits
     }
@@ -60,7 +62,9 @@ pub enum PictureError {
     FileTooLarge { bytes: usize, limit: usize },
     #[error("not a PNG, JPEG or WebP file: convert the picture to one of these")]
     UnknownFormat,
-    #[error("the picture is {width}×{height}; at most {max_side} a side and {max_pixels} pixels are accepted: shrink it")]
+    #[error(
+        "the picture is {width}×{height}; at most {max_side} a side and {max_pixels} pixels are accepted: shrink it"
+    )]
     TooManyPixels { width: u32, height: u32, max_side: u32, max_pixels: u64 },
     #[error("the picture is damaged or uses an unsupported feature: {0}")]
     Damaged(String),
@@ -112,7 +116,8 @@ impl RgbPicture {
     /// # Panics
     /// If a side is 0.
     pub fn from_fn(width: u32, height: u32, mut colour: impl FnMut(u32, u32) -> [u8; 3]) -> Self {
-        let pixels = (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y));
+        let pixels =
+            (0..height).flat_map(|y| (0..width).map(move |x| (x, y))).flat_map(|(x, y)| colour(x, y));
         Self::new(width, height, pixels.collect()).expect("sides are not 0")
     }
 
@@ -219,7 +224,8 @@ impl RgbPicture {
 
     /// Mean of |a − b| over all samples, 0 to 255; `None` if the sizes differ.
     pub fn mean_abs_difference(&self, other: &Self) -> Option<f64> {
-        let sum = || self.pixels.iter().zip(&other.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
+        let sum =
+            || self.pixels.iter().zip(&other.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
         (self.size == other.size).then(|| sum() as f64 / self.pixels.len() as f64)
     }
 }
@@ -229,10 +235,12 @@ fn opaque_rgb(decoded: DynamicImage) -> Vec<u8> {
         return decoded.into_rgb8().into_raw();
     }
     let rgba = decoded.into_rgba8();
-    rgba.pixels().flat_map(|pixel| {
-        let [red, green, blue, alpha] = pixel.0;
-        [red, green, blue].map(|sample| on_white(sample, alpha))
-    }).collect()
+    rgba.pixels()
+        .flat_map(|pixel| {
+            let [red, green, blue, alpha] = pixel.0;
+            [red, green, blue].map(|sample| on_white(sample, alpha))
+        })
+        .collect()
 }
 
 /// sample · alpha + white · (1 − alpha), rounded to nearest.

@@ -17,7 +17,9 @@ fn gradient(width: u32, height: u32) -> RgbPicture {
 }
 
 fn rgb_image(picture: &RgbPicture) -> DynamicImage {
-    ImageBuffer::<Rgb<u8>, _>::from_raw(picture.width(), picture.height(), picture.pixels().to_vec()).unwrap().into()
+    ImageBuffer::<Rgb<u8>, _>::from_raw(picture.width(), picture.height(), picture.pixels().to_vec())
+        .unwrap()
+        .into()
 }
 
 fn files() -> [Vec<u8>; 3] {
@@ -168,10 +170,13 @@ fn metadata_bombs_are_bounded() {
 fn crops_and_thumbnails_keep_content_and_proportions() {
     let picture = gradient(50, 40);
     let part = picture.crop(10, 5, 3, 2);
-    assert_eq!(part, RgbPicture::from_fn(3, 2, |x, y| {
-        let at = (((y + 5) * 50 + x + 10) * 3) as usize;
-        picture.pixels()[at..at + 3].try_into().unwrap()
-    }));
+    assert_eq!(
+        part,
+        RgbPicture::from_fn(3, 2, |x, y| {
+            let at = (((y + 5) * 50 + x + 10) * 3) as usize;
+            picture.pixels()[at..at + 3].try_into().unwrap()
+        })
+    );
     assert_eq!(picture.crop(0, 0, 50, 40), picture);
     let size = |picture: &RgbPicture| (picture.width(), picture.height());
     assert_eq!(size(&picture.thumbnail(25)), (25, 20));
@@ -187,7 +192,8 @@ fn a_crop_beyond_the_edge_is_a_bug() {
 
 #[test]
 fn difference_is_the_mean_over_samples() {
-    let (black, grey) = (RgbPicture::from_fn(2, 2, |_, _| [0; 3]), RgbPicture::from_fn(2, 2, |x, _| [x as u8 * 9; 3]));
+    let (black, grey) =
+        (RgbPicture::from_fn(2, 2, |_, _| [0; 3]), RgbPicture::from_fn(2, 2, |x, _| [x as u8 * 9; 3]));
     assert_eq!(black.mean_abs_difference(&grey), Some(4.5));
     assert_eq!(grey.mean_abs_difference(&grey), Some(0.0));
     assert_eq!(black.mean_abs_difference(&gradient(2, 3)), None);

@@ -110,7 +110,8 @@ fn horizontal<const CHANNELS: usize>(pixels: &[u8], columns: usize, kernels: &Ke
         .par_chunks_mut(stride * ROWS_PER_TASK)
         .zip(pixels.par_chunks(source_stride * ROWS_PER_TASK))
         .for_each(|(targets, sources)| {
-            for (target, source) in targets.chunks_exact_mut(stride).zip(sources.chunks_exact(source_stride)) {
+            for (target, source) in targets.chunks_exact_mut(stride).zip(sources.chunks_exact(source_stride))
+            {
                 for (pixel, (first, weights)) in target.chunks_exact_mut(CHANNELS).zip(kernels.iter()) {
                     let mut sums = [HALF; CHANNELS];
                     let window = &source[first * CHANNELS..(first + weights.len()) * CHANNELS];
@@ -173,12 +174,12 @@ impl Kernels {
             let first = (centre - radius + 0.5).max(0.0) as usize;
             let end = ((centre + radius + 0.5) as usize).min(input);
             exact.clear();
-            exact.extend(
-                (first..end).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / stretch))),
-            );
+            exact.extend((first..end).map(|x| filter.weight((x as f64 - centre + 0.5) * (1.0 / stretch))));
             let total: f64 = exact.iter().sum();
             kernels.first.push(first);
-            kernels.weights.extend(exact.iter().map(|&weight| fixed_point(if total == 0.0 { weight } else { weight / total })));
+            kernels.weights.extend(
+                exact.iter().map(|&weight| fixed_point(if total == 0.0 { weight } else { weight / total })),
+            );
             kernels.ends.push(kernels.weights.len());
         }
         kernels
@@ -254,11 +255,15 @@ mod tests {
                 1 => resize::<1>(&pixels, from, to, filter),
                 _ => resize::<3>(&pixels, from, to, filter),
             };
-            let hash = resized
-                .iter()
-                .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+            let hash = resized.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
             let Case { filter, channels, from, to, .. } = case;
-            assert_eq!(format!("{hash:016x}"), case.fnv1a, "{filter} of {channels} channels, {from:?} to {to:?}");
+            assert_eq!(
+                format!("{hash:016x}"),
+                case.fnv1a,
+                "{filter} of {channels} channels, {from:?} to {to:?}"
+            );
         }
     }
 

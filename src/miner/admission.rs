@@ -239,8 +239,7 @@ mod tests {
 
     #[test]
     fn who_is_shutting_down_takes_nobody() {
-        let closing =
-            Load { slots: 1, wait: Duration::ZERO, work: Duration::ZERO, closing: true };
+        let closing = Load { slots: 1, wait: Duration::ZERO, work: Duration::ZERO, closing: true };
         let rejection = admission(8, 8).enter(&open(1), peer(), WELL, |_, _| Some(closing));
         assert_eq!(rejection, Err(Rejection::new(Reason::Cancelled)));
     }

@@ -199,7 +199,8 @@ impl Shared {
                 "serving"
             );
             let seconds = 1.0 / f64::from(capability.work_units_per_second).max(1e-6);
-            for task in capability.tasks.iter().filter_map(|code| argus_protocols::TaskKind::from_code(*code)) {
+            for task in capability.tasks.iter().filter_map(|code| argus_protocols::TaskKind::from_code(*code))
+            {
                 self.slots.measured(task, &capability.model, 1.0, Duration::from_secs_f64(seconds));
             }
         }

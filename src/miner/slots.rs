@@ -1,11 +1,7 @@
 //! Turns: as many queries at work as the backend takes, the others in a fair queue; and how long all that
 //! will take, by what was measured.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use argus_protocols::{Hotkey, TaskKind};
 use parking_lot::Mutex;

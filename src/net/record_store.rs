@@ -124,15 +124,11 @@ impl VerifiedStore {
     fn keep(&mut self, verified: VerifiedRecord, value: Vec<u8>, persist: bool) -> Fate {
         let hash = verified.key();
         let key = RecordKey::new(&hash);
-        match self.kept.get(&key) {
-            Some(kept) if kept.sequence >= verified.sequence => return Fate::Stale,
+        match self.kept.get(&key).map(|kept| kept.sequence) {
+            Some(sequence) if sequence >= verified.sequence => return Fate::Stale,
             Some(_) => {}
-            None if self.kept.len() >= self.most => {
-                if !self.make_room(&key) {
-                    return Fate::Full;
-                }
-            }
-            None => {}
+            None if self.kept.len() < self.most || self.make_room(&key) => {}
+            None => return Fate::Full,
         }
         if persist {
             self.writer.write(Write::PutRecord(hash, value.clone()));
@@ -325,7 +321,7 @@ mod tests {
                 store.receive(&key(pair), &bytes);
                 assert!(store.len() <= 5);
             }
-            let local = store.local.clone();
+            let local = store.local;
             let mut nearest: Vec<_> = pairs.iter().map(key).collect();
             nearest.sort_by_key(|key| local.distance(&KBucketKey::new(key.clone())));
             for key in &nearest[..5] {

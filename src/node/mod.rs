@@ -159,7 +159,10 @@ impl Node {
                         Some(Event::AddressesChanged(all)) => _ = addresses.send_replace(all),
                         Some(_) => {}
                         // The net ended; its own task says why.
-                        None => return Ok(token.cancelled().await),
+                        None => {
+                            token.cancelled().await;
+                            return Ok(());
+                        }
                     }
                 }
             }

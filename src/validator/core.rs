@@ -7,9 +7,7 @@
 //! Invariants: a score counts only after [`Event::Stored`]; every choice of a miner is followed by one
 //! [`Event::Answered`] or [`Event::Abandoned`]; rounds, unsaved rows and lookups are bounded.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use argus_protocols::{Capability, Hotkey, TaskKind};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -43,17 +41,38 @@ pub enum Event {
     /// Time passed.
     Tick,
     /// A new view of the chain. `uids` are all neurons but this validator.
-    Chain { view: ChainView, rules: Rules, uids: BTreeMap<Hotkey, u16> },
+    Chain {
+        view: ChainView,
+        rules: Rules,
+        uids: BTreeMap<Hotkey, u16>,
+    },
     /// A lookup ended: the capabilities of a record that names a miner, `None` of another role's.
-    LookedUp { miner: Hotkey, found: Result<Option<Vec<Capability>>, ()> },
+    LookedUp {
+        miner: Hotkey,
+        found: Result<Option<Vec<Capability>>, ()>,
+    },
     /// A query ended.
-    Answered { round: RoundId, miner: Hotkey, outcome: Outcome },
+    Answered {
+        round: RoundId,
+        miner: Hotkey,
+        outcome: Outcome,
+    },
     /// The client who wanted the answer went away.
-    Abandoned { round: RoundId, miner: Hotkey },
+    Abandoned {
+        round: RoundId,
+        miner: Hotkey,
+    },
     /// `withheld`: one of the answers is the features of a picture that was kept back.
-    Compared { round: RoundId, agree: bool, withheld: bool },
+    Compared {
+        round: RoundId,
+        agree: bool,
+        withheld: bool,
+    },
     /// `None`: this validator's engine made no reference.
-    Referenced { round: RoundId, found: Option<Vec<(Hotkey, Option<Comparison>)>> },
+    Referenced {
+        round: RoundId,
+        found: Option<Vec<(Hotkey, Option<Comparison>)>>,
+    },
     Stored(Vec<Score>),
     NotStored(Vec<Score>),
     PeriodStored(PeriodId),
@@ -67,7 +86,13 @@ pub enum Event {
 pub enum Action {
     LookUp(Hotkey),
     /// Draw a request from `seed` and send it to all of `miners` at once.
-    Ask { round: RoundId, task: TaskKind, model: String, miners: Vec<Hotkey>, seed: u64 },
+    Ask {
+        round: RoundId,
+        task: TaskKind,
+        model: String,
+        miners: Vec<Hotkey>,
+        seed: u64,
+    },
     /// Compare the round's answers with each other.
     Compare(RoundId),
     /// Make the answer here and compare the round's answers with it.
@@ -75,7 +100,11 @@ pub enum Action {
     /// Write the rows, each with its receipt.
     Store(Vec<Score>),
     /// Write a closed period; forget periods before `oldest` and what belongs to them.
-    StorePeriod { period: PeriodId, tallies: Tallies, oldest: PeriodId },
+    StorePeriod {
+        period: PeriodId,
+        tallies: Tallies,
+        oldest: PeriodId,
+    },
     /// The round is over: drop its answers. Comes after its [`Action::Store`].
     Forget(RoundId),
     /// Write the intent, then send the weights.
@@ -83,7 +112,9 @@ pub enum Action {
     /// The chain has weights of ours whose inclusion was not reported.
     StoreIncluded(Included),
     /// Weights have not reached the chain for two tempos.
-    Alarm { blocks: u64 },
+    Alarm {
+        blocks: u64,
+    },
 }
 
 /// What to ask for an organic query.
@@ -192,7 +223,9 @@ impl Core {
                 actions.extend(self.submission.observe(&self.chain).map(Action::StoreIncluded));
             }
             Event::LookedUp { miner, found } => self.miners.looked_up(&miner, found, now_ms),
-            Event::Answered { round, miner, outcome } => self.answered(round, &miner, outcome, now_ms, &mut actions),
+            Event::Answered { round, miner, outcome } => {
+                self.answered(round, &miner, outcome, now_ms, &mut actions)
+            }
             Event::Abandoned { round, miner } => {
                 self.advance_round(round, now_ms, &mut actions, |core, round| {
                     if !round.is_pending(&miner) {
@@ -452,7 +485,9 @@ impl Core {
     }
 
     fn submit_weights(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        if self.submission.alarm(&self.chain) && self.alarmed_at_block.is_none_or(|at| self.chain.block >= at + self.chain.tempo) {
+        if self.submission.alarm(&self.chain)
+            && self.alarmed_at_block.is_none_or(|at| self.chain.block >= at + self.chain.tempo)
+        {
             self.alarmed_at_block = Some(self.chain.block);
             let last = self.submission.last_included().map_or(0, |i| i.block);
             actions.push(Action::Alarm { blocks: self.chain.block.saturating_sub(last) });

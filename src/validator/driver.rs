@@ -305,7 +305,8 @@ impl Driver {
         deadlines: Deadlines,
         progress: impl FnMut(QueryProgress) + Send,
     ) -> Result<(Reply, Answer), Failure> {
-        let query = OutgoingQuery { miner, task: task.kind(), model: task.model().to_owned(), body, deadlines };
+        let query =
+            OutgoingQuery { miner, task: task.kind(), model: task.model().to_owned(), body, deadlines };
         let answered = self.parts.handle.query(query, progress).await.map_err(|error| {
             let failure = failure(&error);
             tracing::debug!(miner = miner.short(), round, reason = failure.label(), %error, "no answer");
@@ -334,7 +335,11 @@ impl Driver {
         };
         match sent {
             Ok(inclusion) => {
-                tracing::info!(block = inclusion.block, entries = intent.weights.len(), "the chain has our weights");
+                tracing::info!(
+                    block = inclusion.block,
+                    entries = intent.weights.len(),
+                    "the chain has our weights"
+                );
                 let Intent { period, weights, .. } = intent;
                 let hash = inclusion.hash.to_string();
                 let included = Included { period, block: inclusion.block, hash, weights };
@@ -373,7 +378,8 @@ fn report(what: &str, stored: Result<(), StoreError>) -> bool {
 fn is_of_kind(task: &Task, answer: &Answer) -> bool {
     matches!(
         (task, answer),
-        (Task::TextToImage(_), Answer::Picture(_) | Answer::Nsfw(_)) | (Task::ImageEmbedding(_), Answer::Embeddings(_))
+        (Task::TextToImage(_), Answer::Picture(_) | Answer::Nsfw(_))
+            | (Task::ImageEmbedding(_), Answer::Embeddings(_))
     )
 }
 

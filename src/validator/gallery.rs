@@ -28,11 +28,13 @@ impl Gallery {
     /// A picture that never was: two of the kept ones, or colours where there are none yet, cut, mirrored,
     /// blended, and with shapes laid over them.
     pub fn draw(&self, rng: &mut impl Rng) -> RgbPicture {
-        let (width, height) = (rng.random_range(SHORTEST_SIDE..=SIDE), rng.random_range(SHORTEST_SIDE..=SIDE));
+        let (width, height) =
+            (rng.random_range(SHORTEST_SIDE..=SIDE), rng.random_range(SHORTEST_SIDE..=SIDE));
         let below = self.layer(width, height, rng);
         let above = self.layer(width, height, rng);
         let share: u32 = rng.random_range(64..=192);
-        let shapes: Vec<Shape> = (0..rng.random_range(SHAPES)).map(|_| Shape::draw(width, height, rng)).collect();
+        let shapes: Vec<Shape> =
+            (0..rng.random_range(SHAPES)).map(|_| Shape::draw(width, height, rng)).collect();
         RgbPicture::from_fn(width, height, |x, y| {
             if let Some(shape) = shapes.iter().find(|shape| shape.covers(x, y)) {
                 return shape.colour;

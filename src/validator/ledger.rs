@@ -54,8 +54,17 @@ impl Ledger {
     }
 
     /// Writes a closed period, and forgets those before `oldest` with all that belongs to them.
-    pub fn store_period(&self, period: PeriodId, tallies: &Tallies, oldest: PeriodId) -> Result<(), StoreError> {
-        let rows = tallies.iter().map(|((task, miner), tally)| TallyRow { task: *task, miner: *miner, tally: *tally });
+    pub fn store_period(
+        &self,
+        period: PeriodId,
+        tallies: &Tallies,
+        oldest: PeriodId,
+    ) -> Result<(), StoreError> {
+        let rows = tallies.iter().map(|((task, miner), tally)| TallyRow {
+            task: *task,
+            miner: *miner,
+            tally: *tally,
+        });
         let mut batch = Batch::new();
         batch.put_json(Table::Periods, &period.to_be_bytes(), &rows.collect::<Vec<_>>())?;
         for table in [Table::Periods, Table::Scores, Table::Receipts] {
@@ -77,7 +86,9 @@ impl Ledger {
     pub fn restore(&self) -> Result<Restored, StoreError> {
         let mut closed = BTreeMap::new();
         for (key, _) in self.store.scan(Table::Periods, &[], PAGE)? {
-            let Ok(period) = <[u8; 8]>::try_from(key.as_slice()).map(PeriodId::from_be_bytes) else { continue };
+            let Ok(period) = <[u8; 8]>::try_from(key.as_slice()).map(PeriodId::from_be_bytes) else {
+                continue;
+            };
             let rows: Option<Vec<TallyRow>> = self.store.get_json(Table::Periods, &key)?;
             let rows = rows.unwrap_or_default().into_iter();
             let tallies: Tallies = rows.map(|row| ((row.task, row.miner), row.tally)).collect();

@@ -74,7 +74,11 @@ impl Metrics {
         registry.register("scores", "Scores stored, by verdict", self.scores.clone());
         registry.register("unstored", "Scores that waited for the disk", self.unstored.clone());
         registry.register("weight_sets", "Weight vectors included by the chain", self.weight_sets.clone());
-        registry.register("weight_failures", "Attempts to set weights that failed", self.weight_failures.clone());
+        registry.register(
+            "weight_failures",
+            "Attempts to set weights that failed",
+            self.weight_failures.clone(),
+        );
         registry.register("weight_alarms", "Two tempos without weights", self.alarms.clone());
         registry.register("organic_served", "Clients' queries answered", self.served.clone());
         registry.register("organic_failed", "Clients' queries without an answer", self.not_served.clone());

@@ -45,7 +45,9 @@ use crate::{
 pub enum ValidatorError {
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    #[error("this validator's engine does not run {model}, which the task {task} needs: add it to engine.models")]
+    #[error(
+        "this validator's engine does not run {model}, which the task {task} needs: add it to engine.models"
+    )]
     Model { task: argus_protocols::TaskKind, model: String },
     #[error("this validator's engine runs no model that any task needs: add models to engine.models")]
     NoTask,
@@ -104,7 +106,12 @@ fn complete(mut settings: Settings, jobs: &Jobs) -> Result<Settings, ValidatorEr
         for (task, incentive, interval_ms) in USUAL_TASKS {
             let serving = |spec: &&argus_models::ModelSpec| spec.serves(crate::jobs::model_task(task));
             if let Some(spec) = jobs.engine().models().iter().find(serving) {
-                settings.tasks.push(TaskSettings { task, model: spec.id.to_string(), incentive, interval_ms });
+                settings.tasks.push(TaskSettings {
+                    task,
+                    model: spec.id.to_string(),
+                    incentive,
+                    interval_ms,
+                });
             }
         }
     }

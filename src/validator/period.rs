@@ -116,10 +116,9 @@ impl Periods {
         let over = std::mem::replace(&mut self.open, later);
         let mut just_closed = Vec::new();
         for (period, mut tallies) in over {
-            let served = |(task, miner): (TaskKind, Hotkey)| {
-                absent.contains(&miner).then_some((task, miner))
-            };
-            let known: Vec<_> = self.closed.values().flat_map(|t| t.keys().copied()).filter_map(served).collect();
+            let served = |(task, miner): (TaskKind, Hotkey)| absent.contains(&miner).then_some((task, miner));
+            let known: Vec<_> =
+                self.closed.values().flat_map(|t| t.keys().copied()).filter_map(served).collect();
             for key in known {
                 tallies.entry(key).or_default();
             }
@@ -161,9 +160,8 @@ impl Periods {
             }
             periods += usize::from(any);
         }
-        let standing = |(sum, present): (f64, usize)| {
-            sum / present as f64 * (present as f64 / periods as f64).sqrt()
-        };
+        let standing =
+            |(sum, present): (f64, usize)| sum / present as f64 * (present as f64 / periods as f64).sqrt();
         sums.into_iter().map(|(miner, seen)| (miner, standing(seen))).collect()
     }
 

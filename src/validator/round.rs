@@ -154,7 +154,8 @@ impl Round {
 
     /// A query of this round ended.
     pub fn record(&mut self, miner: &Hotkey, outcome: Outcome, held: Held) -> Next {
-        let Some(contestant) = self.contestants.iter_mut().find(|c| c.miner == *miner && c.state == State::Pending)
+        let Some(contestant) =
+            self.contestants.iter_mut().find(|c| c.miner == *miner && c.state == State::Pending)
         else {
             return Next::Wait;
         };
@@ -235,7 +236,9 @@ impl Round {
             .contestants
             .iter()
             .filter_map(|c| match &c.state {
-                State::Answered(reply) => Some((c, Entry { verdict: verdict(&c.miner), elapsed: reply.elapsed })),
+                State::Answered(reply) => {
+                    Some((c, Entry { verdict: verdict(&c.miner), elapsed: reply.elapsed }))
+                }
                 State::Failed(_) => Some((c, Entry { verdict: Verdict::Failed, elapsed: Duration::ZERO })),
                 State::Pending | State::Excused => None,
             })

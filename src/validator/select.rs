@@ -48,7 +48,9 @@ const LOOKUPS: usize = 8;
 /// Why a query brought no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    Busy { retry_after_ms: u32 },
+    Busy {
+        retry_after_ms: u32,
+    },
     /// Any other typed rejection.
     Rejected(Reason),
     /// No record, no route, or the connection broke.
@@ -76,7 +78,10 @@ impl Failure {
     /// Whether an honest miner may now and then say so: it is full, shutting down, or has not heard of this
     /// validator's permit yet.
     fn excusable(self) -> bool {
-        matches!(self, Failure::Busy { .. } | Failure::Rejected(Reason::Busy | Reason::Unauthorised | Reason::Cancelled))
+        matches!(
+            self,
+            Failure::Busy { .. } | Failure::Rejected(Reason::Busy | Reason::Unauthorised | Reason::Cancelled)
+        )
     }
 }
 
@@ -381,7 +386,13 @@ impl Miners {
     }
 
     /// A query ended, whichever way; each call to choose a miner is followed by one of these for it.
-    pub fn answered(&mut self, miner: &Hotkey, task: TaskKind, outcome: Result<Duration, Failure>, now_ms: u64) -> Held {
+    pub fn answered(
+        &mut self,
+        miner: &Hotkey,
+        task: TaskKind,
+        outcome: Result<Duration, Failure>,
+        now_ms: u64,
+    ) -> Held {
         let Some(miner) = self.0.get_mut(miner) else { return Held::Excused };
         miner.in_flight = miner.in_flight.saturating_sub(1);
         match outcome {
@@ -422,6 +433,8 @@ impl Miner {
     fn wait_ms(&self, task: TaskKind, model: &str) -> f64 {
         let latency = self.latency_ms.get(&task).copied().unwrap_or(UNKNOWN_WAIT_MS).max(1.0);
         let at_once = self.capability(task, model).map_or(1, Self::takes_at_once);
-        latency * (1.0 + f64::from(self.in_flight) / f64::from(at_once)) * (1.0 + f64::from(self.failures_in_a_row))
+        latency
+            * (1.0 + f64::from(self.in_flight) / f64::from(at_once))
+            * (1.0 + f64::from(self.failures_in_a_row))
     }
 }

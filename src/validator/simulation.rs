@@ -25,7 +25,9 @@ const START_MS: u64 = 1_700_000_123_000;
 /// What a miner does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Habit {
-    Honest { mean_ms: u64 },
+    Honest {
+        mean_ms: u64,
+    },
     /// Noise, at once.
     Noise,
     /// A picture made before, of another seed.
@@ -259,7 +261,9 @@ impl Simulation {
                 }
                 self.schedule(5, Event::Stored(scores));
             }
-            Action::StorePeriod { period, .. } if self.disk.full => self.schedule(5, Event::PeriodNotStored(period)),
+            Action::StorePeriod { period, .. } if self.disk.full => {
+                self.schedule(5, Event::PeriodNotStored(period))
+            }
             Action::StorePeriod { period, tallies, oldest } => {
                 self.disk.periods.insert(period, tallies);
                 self.disk.periods = self.disk.periods.split_off(&oldest);
@@ -355,7 +359,8 @@ impl Simulation {
 }
 
 fn settings(seconds: u32) -> Settings {
-    let task = |task, incentive, interval_ms| TaskSettings { task, model: MODEL.into(), incentive, interval_ms };
+    let task =
+        |task, incentive, interval_ms| TaskSettings { task, model: MODEL.into(), incentive, interval_ms };
     Settings {
         tasks: vec![task(TaskKind::TextToImage, 0.7, 1_000), task(TaskKind::ImageEmbedding, 0.3, 2_000)],
         periods: period::Settings { seconds, kept: 5 },
@@ -364,14 +369,8 @@ fn settings(seconds: u32) -> Settings {
     }
 }
 
-const CHEATS: [Habit; 6] = [
-    Habit::Noise,
-    Habit::Cached,
-    Habit::FewerSteps,
-    Habit::Colluding,
-    Habit::Dead,
-    Habit::AlwaysBusy,
-];
+const CHEATS: [Habit; 6] =
+    [Habit::Noise, Habit::Cached, Habit::FewerSteps, Habit::Colluding, Habit::Dead, Habit::AlwaysBusy];
 
 /// `honest` of equal hardware, `each` of every cheat.
 fn population(honest: usize, each: usize) -> Vec<Habit> {
@@ -504,7 +503,10 @@ fn clients_get_honest_miners_and_leave_nothing_behind() {
         simulation.core.settings.synthetic = false;
         simulation.run_until(simulation.now_ms + 120_000);
         assert_eq!(simulation.core.rounds(), 0, "seed {seed}: rounds never end");
-        assert!(simulation.core.miners().iter().all(|(_, m)| m.in_flight() == 0), "seed {seed}: queries never end");
+        assert!(
+            simulation.core.miners().iter().all(|(_, m)| m.in_flight() == 0),
+            "seed {seed}: queries never end"
+        );
         assert!(simulation.answers.is_empty(), "seed {seed}: answers are kept");
     }
 }

@@ -166,7 +166,8 @@ fn miner_status(miner: &MinerReport, current: Option<&Tallies>) -> MinerStatus {
     let tasks = means().count();
     let latency = miner.latency_ms.get(&TaskKind::TextToImage).or(miner.latency_ms.values().next());
     let tallies = current.into_iter().flatten().filter(|((_, of), _)| *of == miner.hotkey);
-    let (count, failed) = tallies.fold((0, 0), |(count, failed), (_, t)| (count + t.count, failed + t.failed));
+    let (count, failed) =
+        tallies.fold((0, 0), |(count, failed), (_, t)| (count + t.count, failed + t.failed));
     MinerStatus {
         hotkey: miner.hotkey,
         uid: miner.uid,

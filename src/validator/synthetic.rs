@@ -111,7 +111,8 @@ impl Synthesiser {
 
     fn text_to_image(&self, spec: &ModelSpec, limits: &PictureLimits, rng: &mut StdRng) -> Task {
         let edge = |rng: &mut StdRng| {
-            let multiples = limits.size.min.div_ceil(limits.size.multiple_of)..=limits.size.max / limits.size.multiple_of;
+            let multiples =
+                limits.size.min.div_ceil(limits.size.multiple_of)..=limits.size.max / limits.size.multiple_of;
             rng.random_range(multiples) * limits.size.multiple_of
         };
         // From half to all of the usual steps: enough that leaving some out saves time and shows.

@@ -61,7 +61,8 @@ pub fn to_chain(shares: &Shares, uids: &BTreeMap<Hotkey, u16>, rules: Rules) -> 
     let scaled = |share: f64| ((share / largest * f64::from(u16::MAX)).round() as u16).max(1);
     let mut weights: BTreeMap<u16, u16> = by_uid.iter().map(|(&uid, &share)| (uid, scaled(share))).collect();
     let missing = usize::from(rules.min_entries).min(uids.len()).saturating_sub(weights.len());
-    let fillers: Vec<u16> = uids.values().copied().filter(|uid| !weights.contains_key(uid)).take(missing).collect();
+    let fillers: Vec<u16> =
+        uids.values().copied().filter(|uid| !weights.contains_key(uid)).take(missing).collect();
     weights.extend(fillers.into_iter().map(|uid| (uid, 0)));
     weights.into_iter().collect()
 }
@@ -163,7 +164,8 @@ impl Submission {
     /// else can set our weights: when the chain knows newer ones than our intent is, it was. Returns what
     /// was found out, to be stored.
     pub fn observe(&mut self, chain: &ChainView) -> Option<Included> {
-        let intent = self.intent.as_ref().filter(|intent| !self.in_flight && chain.last_update > intent.block)?;
+        let intent =
+            self.intent.as_ref().filter(|intent| !self.in_flight && chain.last_update > intent.block)?;
         let Intent { period, weights, .. } = intent.clone();
         let included = Included { period, block: chain.last_update, hash: String::new(), weights };
         self.included(included.clone());
@@ -196,7 +198,8 @@ impl Submission {
 
     pub fn included(&mut self, included: Included) {
         let period = self.included.as_ref().map_or(included.period, |i| i.period.max(included.period));
-        *self = Self { period: self.period, included: Some(Included { period, ..included }), ..Self::default() };
+        *self =
+            Self { period: self.period, included: Some(Included { period, ..included }), ..Self::default() };
     }
 
     pub fn failed(&mut self, error: String, now_ms: u64) {

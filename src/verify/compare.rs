@@ -35,10 +35,7 @@ use argus_protocols::{Features, ImageHashes};
 #[derive(Clone, Debug)]
 pub enum Evidence {
     /// A picture that travelled, and its features as the comparer computed them.
-    Picture {
-        features: Features,
-        picture: RgbPicture,
-    },
+    Picture { features: Features, picture: RgbPicture },
     /// The features that a miner claims for a picture it withheld as NSFW. Made by [`Evidence::withheld`].
     Withheld(Features),
     /// Made by [`Evidence::embeddings`].
@@ -68,11 +65,7 @@ impl Evidence {
     }
 
     /// `pictures`: how many were asked for.
-    pub fn embeddings(
-        all: Vec<Vec<f32>>,
-        pictures: usize,
-        dimensions: usize,
-    ) -> Result<Self, EvidenceError> {
+    pub fn embeddings(all: Vec<Vec<f32>>, pictures: usize, dimensions: usize) -> Result<Self, EvidenceError> {
         if all.len() != pictures {
             return Err(EvidenceError::Count { expected: pictures, found: all.len() });
         }
@@ -243,9 +236,8 @@ fn nsfw_ratio(a: &Evidence, b: &Evidence, thresholds: &Thresholds) -> f32 {
 
 fn hash_ratio(a: &ImageHashes, b: &ImageHashes, thresholds: &Thresholds) -> f32 {
     let bits = |a: u64, b: u64| (a ^ b).count_ones();
-    let shape = bits(a.average, b.average)
-        + bits(a.perceptual, b.perceptual)
-        + bits(a.difference, b.difference);
+    let shape =
+        bits(a.average, b.average) + bits(a.perceptual, b.perceptual) + bits(a.difference, b.difference);
     let shape = shape as f32 / thresholds.hash_bits as f32;
     shape.max(bits(a.colour, b.colour) as f32 / thresholds.colour_bits as f32)
 }
@@ -263,12 +255,21 @@ mod tests {
         Features {
             hashes: ImageHashes { average: 1, perceptual: 2, difference: 3, colour: 4 },
             clip: vec![0.5; DIMENSIONS],
-            nsfw: NsfwScores { drawing: 0.0, hentai: 0.0, neutral: 1.0 - explicit, porn: explicit, sexy: 0.0 },
+            nsfw: NsfwScores {
+                drawing: 0.0,
+                hentai: 0.0,
+                neutral: 1.0 - explicit,
+                porn: explicit,
+                sexy: 0.0,
+            },
         }
     }
 
     fn picture(level: u8, explicit: f32) -> Evidence {
-        Evidence::Picture { features: features(explicit), picture: RgbPicture::from_fn(8, 8, |_, _| [level; 3]) }
+        Evidence::Picture {
+            features: features(explicit),
+            picture: RgbPicture::from_fn(8, 8, |_, _| [level; 3]),
+        }
     }
 
     fn withheld(change: impl FnOnce(&mut Features)) -> Result<Evidence, EvidenceError> {
@@ -297,7 +298,8 @@ mod tests {
 
     #[test]
     fn pictures_of_other_sizes_and_answers_of_other_kinds_have_nothing_in_common() {
-        let small = Evidence::Picture { features: features(0.0), picture: RgbPicture::from_fn(4, 8, |_, _| [0; 3]) };
+        let small =
+            Evidence::Picture { features: features(0.0), picture: RgbPicture::from_fn(4, 8, |_, _| [0; 3]) };
         let embedding = Evidence::Embeddings(vec![vec![0.5; DIMENSIONS]]);
         assert_eq!(device(&picture(0, 0.0), &small), Comparison::UNRELATED);
         assert_eq!(device(&picture(0, 0.0), &embedding), Comparison::UNRELATED);

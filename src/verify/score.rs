@@ -40,7 +40,9 @@ impl Default for Scoring {
 pub enum Verdict {
     Right,
     /// Similarity to the right answer, or to the rival's when there is no reference.
-    Wrong { similarity: f32 },
+    Wrong {
+        similarity: f32,
+    },
     Failed,
 }
 
@@ -114,9 +116,7 @@ mod tests {
 
     #[test]
     fn a_tie_in_time_pays_nobody_for_luck() {
-        let scores = |a, b| {
-            Scoring::default().scores(&[entry(Verdict::Right, a), entry(Verdict::Right, b)])
-        };
+        let scores = |a, b| Scoring::default().scores(&[entry(Verdict::Right, a), entry(Verdict::Right, b)]);
         assert_eq!(scores(1000, 1099), [1.0, 1.0]);
         assert_eq!(scores(1000, 1120), [1.25, 0.75]);
         assert_eq!(scores(10, 59), [1.0, 1.0]);

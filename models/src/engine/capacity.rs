@@ -57,7 +57,9 @@ impl Capacity {
     pub(super) fn estimate(&self, job: &Job, registry: &Registry) -> Duration {
         let capacity = job.model().and_then(|id| self.models.iter().find(|capacity| capacity.model == *id));
         match (capacity, job.work(registry)) {
-            (Some(capacity), Some(units)) => Duration::try_from_secs_f64(capacity.seconds_per_unit * units).unwrap_or(Duration::MAX),
+            (Some(capacity), Some(units)) => {
+                Duration::try_from_secs_f64(capacity.seconds_per_unit * units).unwrap_or(Duration::MAX)
+            }
             _ => self.features,
         }
     }
@@ -69,7 +71,8 @@ impl Capacity {
         replica: &mut Replica,
         specs: &[ModelSpec],
     ) -> Result<(), StartError> {
-        let picture = RgbPicture::from_fn(PICTURE_SIDE, PICTURE_SIDE, |x, y| [x as u8, y as u8, (x ^ y) as u8]);
+        let picture =
+            RgbPicture::from_fn(PICTURE_SIDE, PICTURE_SIDE, |x, y| [x as u8, y as u8, (x ^ y) as u8]);
         let mut bench = Bench { replica, device };
         let features = bench.second_run("features", || Job::Features { picture: picture.clone() })?;
         let seconds = specs

@@ -210,7 +210,10 @@ mod tests {
             assert_eq!(JobError::from_model(message).reason(), "out_of_memory");
         }
         let error = JobError::from_model("shape mismatch");
-        assert_eq!((error.reason(), error.to_string().as_str()), ("failed", "the model's computation failed: shape mismatch"));
+        assert_eq!(
+            (error.reason(), error.to_string().as_str()),
+            ("failed", "the model's computation failed: shape mismatch")
+        );
         assert_eq!(JobError::cancelled().to_string(), "the job was cancelled");
     }
 }

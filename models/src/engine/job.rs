@@ -47,7 +47,9 @@ impl Job {
     /// The model that the job names; [`Job::Features`] needs none of them.
     pub fn model(&self) -> Option<&ModelId> {
         match self {
-            Self::TextToImage { model, .. } | Self::Embed { model, .. } | Self::EmbedTexts { model, .. } => Some(model),
+            Self::TextToImage { model, .. } | Self::Embed { model, .. } | Self::EmbedTexts { model, .. } => {
+                Some(model)
+            }
             Self::Features { .. } => None,
         }
     }
@@ -69,7 +71,9 @@ impl Job {
                 find(registry, model, ModelTask::ImageEmbedding)?;
                 check_count(texts.len(), "texts")?;
                 match texts.iter().map(String::len).find(|&bytes| bytes > MAX_TEXT_BYTES) {
-                    Some(bytes) => invalid(format!("a text has {bytes} bytes; at most {MAX_TEXT_BYTES} are accepted")),
+                    Some(bytes) => {
+                        invalid(format!("a text has {bytes} bytes; at most {MAX_TEXT_BYTES} are accepted"))
+                    }
                     None => Ok(()),
                 }
             }
@@ -82,7 +86,9 @@ impl Job {
     pub fn work(&self, registry: &Registry) -> Option<f64> {
         let spec = registry.get(self.model()?.as_str())?;
         match self {
-            Self::TextToImage { request, .. } => Some(spec.picture_work(request.width, request.height, request.steps)),
+            Self::TextToImage { request, .. } => {
+                Some(spec.picture_work(request.width, request.height, request.steps))
+            }
             Self::Embed { pictures, .. } => Some(spec.work_units * pictures.len() as f64),
             Self::EmbedTexts { texts, .. } => Some(spec.work_units * texts.len() as f64),
             Self::Features { .. } => None,

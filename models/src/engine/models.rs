@@ -57,7 +57,8 @@ impl Models {
                     models.pipelines.insert(spec.id.clone(), pipeline);
                 }
                 Architecture::Clip => {
-                    let is_feature_clip = spec.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
+                    let is_feature_clip =
+                        spec.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
                     let clip = if is_feature_clip {
                         Arc::clone(&models.feature_clip)
                     } else {
@@ -83,7 +84,12 @@ impl Models {
         })
     }
 
-    fn picture(&self, model: &ModelId, request: &TextToImage, control: &mut Control<Output>) -> Result<Output, JobError> {
+    fn picture(
+        &self,
+        model: &ModelId,
+        request: &TextToImage,
+        control: &mut Control<Output>,
+    ) -> Result<Output, JobError> {
         let pipeline = self.pipelines.get(model).ok_or_else(|| not_loaded(model))?;
         let mut steps = Steps { control, stopped: None };
         let result = pipeline.generate(request, &mut steps);
@@ -107,7 +113,9 @@ impl Models {
                 let clip = clip(&model)?;
                 let mut embeddings = Vec::with_capacity(pictures.len());
                 for (done, picture) in pictures.iter().enumerate() {
-                    embeddings.extend(clip.embed_pictures(std::slice::from_ref(picture)).map_err(JobError::from_model)?);
+                    embeddings.extend(
+                        clip.embed_pictures(std::slice::from_ref(picture)).map_err(JobError::from_model)?,
+                    );
                     control.step(done as u32 + 1, pictures.len() as u32)?;
                 }
                 Ok(Output::Embeddings(embeddings))

@@ -76,7 +76,10 @@ fn a_prompt_becomes_a_picture_with_its_features() {
     assert!(!features.is_nsfw);
     // The same seed gives the same bits, and features of a received picture are
     // those that its maker sent.
-    assert_eq!(run(&engine, apple(7, 3)), Output::Picture { picture: picture.clone(), png: png.clone(), features: features.clone() });
+    assert_eq!(
+        run(&engine, apple(7, 3)),
+        Output::Picture { picture: picture.clone(), png: png.clone(), features: features.clone() }
+    );
     assert_eq!(run(&engine, Job::Features { picture: picture.clone() }), Output::Features(features.clone()));
     let Output::Picture { picture: other, .. } = run(&engine, apple(8, 3)) else { panic!() };
     assert!(other.mean_abs_difference(picture).unwrap() > 1.0);
@@ -102,7 +105,10 @@ fn a_cancel_ends_a_picture_in_the_middle() {
     engine.shutdown(Shutdown::Cancel);
     for events in [busy, waiting] {
         let last = events.iter().last();
-        assert!(matches!(&last, Some(JobEvent::Done(Err(error))) if error.kind == JobErrorKind::ShutDown), "{last:?}");
+        assert!(
+            matches!(&last, Some(JobEvent::Done(Err(error))) if error.kind == JobErrorKind::ShutDown),
+            "{last:?}"
+        );
     }
     assert_eq!(refusal(&engine, apple(1, 1)), SubmitError::ShuttingDown);
 }
@@ -123,18 +129,30 @@ fn replicas_share_weights_and_agree_to_the_bit() {
 #[test]
 fn embeddings_features_and_capacity() {
     let engine = start(&config());
-    let pictures = vec![fixture("scene-96x80.png"), fixture("gradient-128x128.png"), fixture("scene-64x64.png")];
-    let Output::Embeddings(vectors) = run(&engine, Job::Embed { model: id(CLIP), pictures: pictures.clone() }) else { panic!() };
+    let pictures =
+        vec![fixture("scene-96x80.png"), fixture("gradient-128x128.png"), fixture("scene-64x64.png")];
+    let Output::Embeddings(vectors) =
+        run(&engine, Job::Embed { model: id(CLIP), pictures: pictures.clone() })
+    else {
+        panic!()
+    };
     assert_eq!(vectors.len(), 3);
     let similarity = |a: usize, b: usize| cosine_similarity(&vectors[a], &vectors[b]).unwrap();
     assert!(similarity(0, 2) > 0.9 && similarity(0, 2) > similarity(0, 1));
-    let Output::Features(features) = run(&engine, Job::Features { picture: pictures[0].clone() }) else { panic!() };
+    let Output::Features(features) = run(&engine, Job::Features { picture: pictures[0].clone() }) else {
+        panic!()
+    };
     assert_eq!(features.clip, vectors[0]);
     let texts = vec!["a red apple".to_owned(), "a blue heart".to_owned()];
-    let Output::Embeddings(texts) = run(&engine, Job::EmbedTexts { model: id(CLIP), texts }) else { panic!() };
+    let Output::Embeddings(texts) = run(&engine, Job::EmbedTexts { model: id(CLIP), texts }) else {
+        panic!()
+    };
     assert_eq!((texts.len(), texts[0].len()), (2, vectors[0].len()));
 
-    let Output::Features(trigger) = run(&engine, Job::Features { picture: fixture("nsfw_trigger_m.png") }) else { panic!() };
+    let Output::Features(trigger) = run(&engine, Job::Features { picture: fixture("nsfw_trigger_m.png") })
+    else {
+        panic!()
+    };
     assert!(trigger.is_nsfw && trigger.nsfw.porn > 0.9);
 
     let capacity = engine.capacity();
@@ -152,7 +170,8 @@ fn embeddings_features_and_capacity() {
 fn bad_jobs_are_refused_before_the_queue() {
     let engine = start(&EngineConfig { models: vec![id(CLIP)], ..config() });
     let picture = fixture("tiny-5x3.png");
-    let embed = |model: &str, count: usize| Job::Embed { model: id(model), pictures: vec![picture.clone(); count] };
+    let embed =
+        |model: &str, count: usize| Job::Embed { model: id(model), pictures: vec![picture.clone(); count] };
     assert_eq!(refusal(&engine, apple(0, 1)), SubmitError::UnknownModel(MODEL.into()));
     assert_eq!(refusal(&engine, embed("nothing", 1)).reason(), "unknown_model");
     for job in [embed(CLIP, 0), embed(CLIP, MAX_EMBEDDINGS_PER_JOB + 1)] {
@@ -174,16 +193,21 @@ fn bad_jobs_are_refused_before_the_queue() {
 #[test]
 fn an_engine_that_cannot_run_says_why() {
     let registry = Registry::default();
-    let reason = |config: EngineConfig| Engine::start(&config, &registry).err().expect("it must not start").to_string();
+    let reason = |config: EngineConfig| {
+        Engine::start(&config, &registry).err().expect("it must not start").to_string()
+    };
     assert_eq!(reason(EngineConfig { queue: 0, ..config() }), "queue is 0, but must be 1 to 4096");
     assert_eq!(reason(EngineConfig { replicas: 0, ..config() }), "replicas is 0, but must be 1 to 64");
     assert_eq!(reason(EngineConfig { devices: Vec::new(), ..config() }), "devices is 0, but must be 1 to 64");
     let unknown = EngineConfig { models: vec![id("nothing")], ..config() };
     assert_eq!(reason(unknown), "model `nothing` is not in the registry");
-    let text = crate::registry::DEFAULT_REGISTRY.replacen("source = \"embedded\"", "path = \"no/such/folder\"", 1);
+    let text =
+        crate::registry::DEFAULT_REGISTRY.replacen("source = \"embedded\"", "path = \"no/such/folder\"", 1);
     let error = Engine::start(&config(), &Registry::from_toml(&text).unwrap()).err().unwrap();
     assert_eq!(error.reason(), "missing_file");
     assert!(error.to_string().starts_with("model `argus-tiny` does not load on cpu"), "{error}");
     #[cfg(not(feature = "cuda"))]
-    assert!(reason(EngineConfig { devices: vec![DeviceKind::Cuda(0)], ..config() }).contains("--features cuda"));
+    assert!(
+        reason(EngineConfig { devices: vec![DeviceKind::Cuda(0)], ..config() }).contains("--features cuda")
+    );
 }

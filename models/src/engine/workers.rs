@@ -82,7 +82,11 @@ pub struct Control<'a, Output> {
 }
 
 impl<'a, Output> Control<'a, Output> {
-    pub(super) fn new(delivery: &'a mut Delivery<Output>, cancel: &'a CancelToken, stop: &'a CancelToken) -> Self {
+    pub(super) fn new(
+        delivery: &'a mut Delivery<Output>,
+        cancel: &'a CancelToken,
+        stop: &'a CancelToken,
+    ) -> Self {
         Self { delivery, cancel, stop }
     }
 

@@ -1,6 +1,6 @@
 use std::sync::{
     atomic::{AtomicUsize, Ordering},
-    mpsc::{self, Receiver, Sender},
+    mpsc::{self, Receiver, SyncSender},
 };
 
 use super::*;
@@ -67,8 +67,8 @@ impl Workers<Bench> {
     }
 
     /// A job that runs, and holds its replica until the sender is dropped.
-    fn hold(&self, cancel: &CancelToken) -> (Sender<()>, Receiver<Event>) {
-        let (pace, paced) = mpsc::channel();
+    fn hold(&self, cancel: &CancelToken) -> (SyncSender<()>, Receiver<Event>) {
+        let (pace, paced) = mpsc::sync_channel(1);
         let events = self.put(Work::Paced(paced), cancel).unwrap();
         assert_eq!(events.recv().unwrap(), Event::Started);
         (pace, events)
@@ -211,7 +211,7 @@ fn the_last_handle_may_be_dropped_in_a_sink() {
     let (workers, _) = workers(2, 8);
     let workers = Arc::new(workers);
     let (sender, receiver) = mpsc::sync_channel(1);
-    let (go, wait) = mpsc::channel::<()>();
+    let (go, wait) = mpsc::sync_channel::<()>(1);
     let mut own = vec![Arc::clone(&workers)];
     let sink: EventSink<u32> = Box::new(move |event| {
         if let Event::Done(_) = event {

@@ -108,7 +108,7 @@ impl Addresses {
     }
 
     /// The addresses to tell, once a change has settled.
-    pub(super) fn to_tell(&mut self, now: Instant) -> Option<Vec<Multiaddr>> {
+    pub(super) fn take_news(&mut self, now: Instant) -> Option<Vec<Multiaddr>> {
         if now.saturating_duration_since(self.changed?) < SETTLE {
             return None;
         }
@@ -188,11 +188,11 @@ mod tests {
         for text in ["/ip4/127.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/1", "/ip4/8.8.8.8/tcp/1"] {
             addresses.listening(address(text), now);
         }
-        assert_eq!(addresses.to_tell(now), None);
-        let told = addresses.to_tell(now + SETTLE).unwrap();
+        assert_eq!(addresses.take_news(now), None);
+        let told = addresses.take_news(now + SETTLE).unwrap();
         let expected = ["/dns/argus.example/tcp/4600", "/ip4/8.8.8.8/tcp/1", "/ip4/10.0.0.1/tcp/1"];
         assert_eq!(told, expected.map(address));
-        assert_eq!(addresses.to_tell(now + SETTLE), None, "nothing changed");
+        assert_eq!(addresses.take_news(now + SETTLE), None, "nothing changed");
         assert!(addresses.reachable());
     }
 
@@ -201,12 +201,12 @@ mod tests {
         let now = Instant::now();
         let mut addresses = Addresses::new(&Settings::default(), now);
         addresses.listening(address("/ip4/127.0.0.1/tcp/1"), now);
-        assert_eq!(addresses.to_tell(now + SETTLE).unwrap().len(), 1, "loopback, for lack of others");
+        assert_eq!(addresses.take_news(now + SETTLE).unwrap().len(), 1, "loopback, for lack of others");
         let peer = libp2p::PeerId::random();
         let circuit = address(&format!("/ip4/8.8.8.8/tcp/1/p2p/{peer}/p2p-circuit"));
         addresses.confirmed(circuit.clone(), now);
         assert!(!addresses.reachable());
-        assert_eq!(addresses.to_tell(now + SETTLE).unwrap()[0], circuit);
+        assert_eq!(addresses.take_news(now + SETTLE).unwrap()[0], circuit);
         addresses.confirmed(address("/ip4/9.9.9.9/tcp/1"), now);
         assert!(addresses.reachable());
         addresses.failed(address("/ip4/7.7.7.7/tcp/4600"), now);

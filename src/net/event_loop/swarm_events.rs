@@ -42,7 +42,8 @@ impl EventLoop {
                 }
             }
             SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } => {
-                if self.peers.disconnected(&peer_id, connection_id) {
+                let last = self.peers.disconnected(&peer_id, connection_id);
+                if last {
                     self.relays.disconnected(&peer_id);
                     self.emit(Event::PeerDisconnected(peer_id));
                 }
@@ -120,7 +121,7 @@ impl EventLoop {
     }
 
     pub(super) fn tell_addresses(&mut self, now: Instant) {
-        if let Some(addresses) = self.addresses.to_tell(now) {
+        if let Some(addresses) = self.addresses.take_news(now) {
             self.emit(Event::AddressesChanged(addresses));
         }
     }

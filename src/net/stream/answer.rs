@@ -90,7 +90,6 @@ enum Refusal {
 }
 
 impl Admission {
-    #[expect(clippy::too_many_arguments)]
     pub(in crate::net) fn new(
         peer: PeerId,
         hotkey: Option<Arc<HotkeyPair>>,
