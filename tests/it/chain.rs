@@ -329,7 +329,11 @@ struct Process {
 
 impl Process {
     fn start(data_dir: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_argus"))
+        Self::spawn(data_dir, Command::new(env!("CARGO_BIN_EXE_argus")))
+    }
+
+    fn spawn(data_dir: &Path, mut command: Command) -> Self {
+        let mut child = command
             .args(["--json", "devchain", "--listen", "127.0.0.1:0", "--block-ms", "20", "--data-dir"])
             .arg(data_dir)
             .stdin(Stdio::null())
@@ -403,6 +407,84 @@ async fn kill_9_loses_nothing_that_was_acknowledged() {
             assert!(block.extrinsics.iter().any(|e| e.hash() == inclusion.hash), "{inclusion:?}");
         }
     }
+}
+
+/// Gives a command a file system of its own at `path`, where nobody else sees it.
+fn on_a_small_disk(path: &Path, command: &mut Command) {
+    use std::os::unix::{ffi::OsStrExt, process::CommandExt};
+    let target = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    let mount = move || {
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        let null = std::ptr::null();
+        // SAFETY: system calls with valid C strings made before the fork, nothing else.
+        let done = unsafe {
+            libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(null, c"/".as_ptr(), null, private, null.cast()) == 0
+                && libc::mount(
+                    c"none".as_ptr(),
+                    target.as_ptr(),
+                    c"tmpfs".as_ptr(),
+                    0,
+                    c"size=16m".as_ptr().cast(),
+                ) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure makes system calls only.
+    unsafe { command.pre_exec(mount) };
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_chain_stands_still_and_then_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut probe = Command::new("true");
+    on_a_small_disk(dir.path(), &mut probe);
+    if !probe.status().is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: mounting a small file system is not permitted here");
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_argus"));
+    on_a_small_disk(dir.path(), &mut command);
+    let process = Process::spawn(&dir.path().join("chain"), command);
+    let settings = Settings { inclusion_timeout_ms: 1500, ..Settings::at(&process.url) };
+    let client = Client::new(&settings).unwrap();
+    let inside = format!("/proc/{}/root{}", process.child.id(), dir.path().display());
+    let ballast = Path::new(&inside).join("ballast");
+    // As much as goes in, which leaves the database what it has reserved already.
+    let _ = std::fs::write(&ballast, vec![1; 32 << 20]);
+    // Blanks belong to the signed text: a way to large blocks.
+    let large_call = async |call: Call| {
+        let account = client.account(&pair(1).hotkey()).await?;
+        let payload = wire::Payload { genesis: account.genesis, nonce: account.nonce, id: 0, call };
+        let text = format!("{}{}", serde_json::to_string(&payload).unwrap(), " ".repeat(48 << 10));
+        let signature = pair(1).sign(argus_protocols::hotkey::Domain::DevChain, text.as_bytes());
+        let extrinsic = wire::Extrinsic { signer: pair(1).hotkey(), payload: text, signature };
+        client.submit_extrinsic(&extrinsic).await
+    };
+    let faucet = || Call::Faucet { amount: TAO };
+    let mut acknowledged = 0;
+    let error = loop {
+        match large_call(faucet()).await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 500, "24 MB on a full disk");
+    };
+    assert_eq!(error.reason(), "not_included", "{error}");
+    let stands = client.head().await.unwrap().block;
+    assert_eq!(client.account(&pair(1).hotkey()).await.unwrap().balance, acknowledged * TAO);
+    assert_eq!(client.head().await.unwrap().block, stands);
+
+    std::fs::remove_file(&ballast).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while client.head().await.unwrap().block == stands {
+        assert!(Instant::now() < end, "no block after there was space again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The one that waited in the pool is in, and new ones are taken.
+    client.faucet(&pair(1), TAO).await.unwrap();
+    let balance = client.account(&pair(1).hotkey()).await.unwrap().balance;
+    assert_eq!(balance, (acknowledged + 2) * TAO);
 }
 
 fn argus(arguments: &[&str]) -> (bool, String, String) {
