@@ -50,11 +50,7 @@ impl Schemas<'_> {
                     let count = argument.as_array().unwrap().iter().filter(fits).count();
                     assert!(count >= 1, "{at}: {value} fits none of {argument}");
                 }
-                "allOf" => {
-                    for part in argument.as_array().unwrap() {
-                        self.check(part, value, at);
-                    }
-                }
+                "allOf" => self.check(&self.joined(argument.as_array().unwrap()), value, at),
                 "enum" => assert!(argument.as_array().unwrap().contains(value), "{at}: {value}"),
                 "minimum" => {
                     if let Some(number) = value.as_f64() {
@@ -70,6 +66,27 @@ impl Schemas<'_> {
                 other => panic!("{at}: this test does not know the keyword {other}"),
             }
         }
+    }
+
+    /// One schema of all parts: flattened structs are written as parts that each know some properties.
+    fn joined(&self, parts: &[Value]) -> Value {
+        let mut joined = json!({ "type": "object", "properties": {}, "required": [] });
+        for part in parts {
+            let part = part.get("$ref").map_or(part, |reference| self.resolve(reference));
+            for (keyword, argument) in part.as_object().unwrap() {
+                match (keyword.as_str(), argument) {
+                    ("properties", Value::Object(more)) => {
+                        joined["properties"].as_object_mut().unwrap().extend(more.clone());
+                    }
+                    ("required", Value::Array(more)) => {
+                        joined["required"].as_array_mut().unwrap().extend(more.clone());
+                    }
+                    ("type" | "description" | "example", _) => {}
+                    (other, _) => panic!("this test does not know {other} within allOf"),
+                }
+            }
+        }
+        joined
     }
 
     fn properties(&self, schema: &Map<String, Value>, value: &Value, at: &str) {
