@@ -12,7 +12,7 @@
 //!    nor 1.
 //! 3. **Normals** (Box and Muller): r = √(−2 · ln u(w₀)),
 //!    z₀ = r · cos(2π · u(w₁)), z₁ = r · sin(2π · u(w₁)), and z₂, z₃ in the same
-//!    way from w₂, w₃. [`elementary`](crate::elementary) says term by term how
+//!    way from w₂, w₃. [`crate::elementary`] says term by term how
 //!    ln, sin and cos are summed in double precision; each z is rounded once to
 //!    f32. The largest magnitude is √(66 · ln 2) ≈ 6.76.
 //! 4. Element i of the noise is z_(i mod 4) of block i div 4.

@@ -42,7 +42,7 @@ impl Prompts {
         prompts
     }
 
-    /// A prompt of [`PROMPT_WORDS`] words and at most [`PROMPT_CHARACTERS`] bytes of ASCII.
+    /// A prompt of a few words and a bounded number of bytes of ASCII.
     pub fn draw(&self, rng: &mut impl Rng) -> String {
         loop {
             let prompt = self.walk(rng);
