@@ -15,7 +15,7 @@ use super::Watch;
 pub struct Metrics(Watch);
 
 impl Metrics {
-    /// `chain_block`, `chain_metagraph_age_seconds`, `chain_failures`, `chain_neurons`, `chain_validators`.
+    /// `argus_chain_block`, `…_metagraph_age_seconds`, `…_failures`, `…_neurons`, `…_validators`.
     pub fn register(watch: Watch, registry: &mut Registry) {
         registry.register_collector(Box::new(Self(watch)));
     }
@@ -36,14 +36,18 @@ impl Collector for Metrics {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
         };
-        gauge("chain_block", "The newest block that was read", view.head.map_or(0.0, |h| h.block as f64))?;
+        gauge(
+            "argus_chain_block",
+            "The newest block that was read",
+            view.head.map_or(0.0, |h| h.block as f64),
+        )?;
         // Before the first reading there is no age; a dashboard shows that as a gap.
         if let Some(age) = view.age() {
-            gauge("chain_metagraph_age_seconds", "Since the metagraph was read", age.as_secs_f64())?;
+            gauge("argus_chain_metagraph_age_seconds", "Since the metagraph was read", age.as_secs_f64())?;
         }
-        gauge("chain_failures", "Failed readings since the last good one", f64::from(view.failures))?;
-        gauge("chain_neurons", "Neurons on the subnet", neurons as f64)?;
-        gauge("chain_validators", "Neurons with a permit", validators as f64)
+        gauge("argus_chain_failures", "Failed readings since the last good one", f64::from(view.failures))?;
+        gauge("argus_chain_neurons", "Neurons on the subnet", neurons as f64)?;
+        gauge("argus_chain_validators", "Neurons with a permit", validators as f64)
     }
 }
 
@@ -62,7 +66,7 @@ mod tests {
             hyperparameters: Hyperparameters::default(),
             neurons: Vec::new(),
         };
-        let mut registry = Registry::with_prefix("argus");
+        let mut registry = Registry::default();
         Metrics::register(Watch::fixed(metagraph), &mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

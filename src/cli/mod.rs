@@ -99,7 +99,15 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    cli.log.start()?;
+    let node = matches!(
+        cli.command,
+        Command::Miner(_)
+            | Command::Validator(_)
+            | Command::Relay(_)
+            | Command::Devchain(_)
+            | Command::Devnet(_)
+    );
+    cli.log.start(node)?;
     match cli.command {
         Command::Miner(args) => block_on(miner::run(args, cli.json)),
         Command::Validator(args) => block_on(validator::run(args, cli.json)),

@@ -39,7 +39,7 @@ impl Metrics {
             waiting: Gauge::default(),
             held: Gauge::default(),
         };
-        let registry = registry.sub_registry_with_prefix("miner");
+        let registry = registry.sub_registry_with_prefix("argus_miner");
         registry.register("answered", "Queries answered, by task", metrics.answered.clone());
         registry.register("withheld", "Answers whose picture was NSFW", metrics.withheld.clone());
         registry.register("refused", "Queries refused, by reason", metrics.refused.clone());

@@ -93,7 +93,7 @@ impl Node {
             Role::Miner | Role::Validator => Some(Arc::new(identity::open(&config.wallet)?)),
         };
         let store = Store::open(&folder.database())?;
-        let mut registry = Registry::with_prefix("argus");
+        let mut registry = Registry::default();
         let mut tree = Tree::new();
         let netuid = config.netuid.unwrap_or(DEFAULT_NETUID);
         let mut settings = config.net.clone();

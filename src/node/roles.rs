@@ -87,6 +87,7 @@ impl Node {
         let chain = chain::connect(&config.chain)?;
         let token = self.tree.token(Stage::Carry);
         let (watch, task) = Watch::start(chain.clone(), self.netuid, &config.chain, token);
+        chain::Metrics::register(watch.clone(), &mut self.registry);
         self.tree.spawn(Stage::Carry, "the chain watch", async move { Ok(task.await?) });
         if let Err(error) = watch.ready(FIRST_METAGRAPH).await {
             return Err(anyhow!(error)

@@ -64,7 +64,7 @@ impl Metrics {
             weights_block: Gauge::default(),
             chain_block: Gauge::default(),
         };
-        metrics.register(registry.sub_registry_with_prefix("validator"));
+        metrics.register(registry.sub_registry_with_prefix("argus_validator"));
         metrics
     }
 
