@@ -3,9 +3,11 @@
 //! The miner is a process of its own (this program with `--serve`), as with the peers it is compared to in
 //! `benches/peers`. 1 KiB and 1 MiB, one by one and 32 at once, over TCP and QUIC, then 500 queries of
 //! 64 KiB at once, and in the same run a bare libp2p stream (libp2p's own TCP, Noise and Yamux) that
-//! carries the same bytes without frames, hashes or signatures.
+//! carries the same bytes without frames, hashes or signatures. Last, lookups over ten nodes.
 //!
-//! `cargo bench --bench query -- [--json] [--quick]`
+//! Processor time a query (both processes) is told as well: it says something on a busy machine, too.
+//!
+//! `cargo bench --bench query -- [--json] [--quick] [--only "argus tcp" [--bytes 1024]]`
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -36,12 +38,35 @@ fn main() {
     if let Some(at) = arguments.iter().position(|a| a == "--serve") {
         return runtime.block_on(serve(&arguments[at + 1]));
     }
-    let quick = has("--quick");
-    let rows = runtime.block_on(measure(quick));
+    let value = |flag: &str| {
+        let at = arguments.iter().position(|a| a == flag)?;
+        arguments.get(at + 1).cloned()
+    };
+    let plan = Plan {
+        quick: has("--quick"),
+        only: value("--only"),
+        bytes: value("--bytes").map(|bytes| bytes.parse().expect("a number of bytes")),
+    };
+    let rows = runtime.block_on(measure(&plan));
     if has("--json") {
         println!("{}", json!({ "cores": cores(), "load": load(), "rows": rows }));
     } else {
         print_table(&rows);
+    }
+}
+
+/// What to measure.
+struct Plan {
+    /// A tenth of the rounds.
+    quick: bool,
+    /// One stack alone, for profiling.
+    only: Option<String>,
+    bytes: Option<usize>,
+}
+
+impl Plan {
+    fn wants(&self, stack: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| only == stack)
     }
 }
 
@@ -96,17 +121,7 @@ async fn serve(transport: &str) {
     let hotkey = Arc::new(HotkeyPair::generate());
     let mut net = node(listen_address(transport), Vec::new(), hotkey.clone());
     let address = listening(&net.handle).await;
-    let record = Record {
-        hotkey: hotkey.hotkey(),
-        peer: net.handle.peer(),
-        addresses: vec![address.clone()],
-        role: Role::Miner,
-        netuid: 1,
-        capabilities: Vec::new(),
-        sequence: argus::clock::unix_ms(),
-        expires_at_ms: argus::clock::unix_ms() + 3_600_000,
-    };
-    let signed = SignedRecord::sign(&record, &hotkey).expect("a record within limits");
+    let signed = own_record(&net.handle, address.clone(), &hotkey);
     net.handle.publish(signed).await.expect("published");
     announce(&format!("{address} {}", hotkey.hotkey()));
     while let Some(mut query) = net.queries.recv().await {
@@ -116,6 +131,21 @@ async fn serve(transport: &str) {
             }
         });
     }
+}
+
+fn own_record(handle: &Handle, address: Multiaddr, hotkey: &HotkeyPair) -> SignedRecord {
+    let now = argus::clock::unix_ms();
+    let record = Record {
+        hotkey: hotkey.hotkey(),
+        peer: handle.peer(),
+        addresses: vec![address],
+        role: Role::Miner,
+        netuid: 1,
+        capabilities: Vec::new(),
+        sequence: now,
+        expires_at_ms: now + 3_600_000,
+    };
+    SignedRecord::sign(&record, hotkey).expect("a record within limits")
 }
 
 /// Tells the parent where this process listens, and ends it when the parent is gone.
@@ -148,6 +178,19 @@ impl Server {
         Self { child, line }
     }
 
+    /// Processor time of both processes so far.
+    fn processor_time(&self) -> Option<Duration> {
+        let ticks = [self.child.id(), std::process::id()].into_iter().map(|id| {
+            let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+            // Behind the name: state is field 3, user and system time are 14 and 15.
+            let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+            let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+            Some(ticks(11)? + ticks(12)?)
+        });
+        // A tick is 10 ms on every Linux of today.
+        ticks.sum::<Option<u64>>().map(|ticks| Duration::from_millis(10 * ticks))
+    }
+
     fn resident_mib(&self, what: &str) -> Option<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let line = status.lines().find(|line| line.starts_with(what))?;
@@ -163,9 +206,12 @@ impl Drop for Server {
     }
 }
 
-async fn measure(quick: bool) -> Vec<Value> {
+async fn measure(plan: &Plan) -> Vec<Value> {
     let mut rows = Vec::new();
     for transport in ["tcp", "quic"] {
+        if !plan.wants(&format!("argus {transport}")) {
+            continue;
+        }
         let server = Server::start(transport);
         let (address, hotkey) = server.line.trim().split_once(' ').expect("two words");
         let miner: Hotkey = hotkey.parse().expect("a hotkey");
@@ -180,8 +226,16 @@ async fn measure(quick: bool) -> Vec<Value> {
                 assert_eq!(answered.body.len(), body.len());
             }
         };
-        rows.extend(series(&format!("argus {transport}"), quick, &echo).await);
-        rows.push(burst(transport, &server, &echo).await);
+        rows.extend(series(&format!("argus {transport}"), plan, &server, &echo).await);
+        if plan.bytes.is_none() {
+            rows.push(burst(transport, &server, &echo).await);
+        }
+    }
+    if plan.wants("argus DHT") {
+        rows.push(lookups().await);
+    }
+    if !plan.wants("bare libp2p stream") {
+        return rows;
     }
     let server = Server::start("bare");
     let stream = bare::Client::connect(&server.line).await;
@@ -189,8 +243,46 @@ async fn measure(quick: bool) -> Vec<Value> {
         let stream = stream.clone();
         async move { stream.echo(body).await }
     };
-    rows.extend(series("bare libp2p stream", quick, &echo).await);
+    rows.extend(series("bare libp2p stream", plan, &server, &echo).await);
     rows
+}
+
+/// Every node of ten looks up every other for the first time.
+async fn lookups() -> Value {
+    const NODES: usize = 10;
+    let mut nets: Vec<(Net, Hotkey)> = Vec::new();
+    let mut first = Vec::new();
+    for _ in 0..NODES {
+        let hotkey = Arc::new(HotkeyPair::generate());
+        let net = node(listen_address("tcp"), first.clone(), hotkey.clone());
+        let address = listening(&net.handle).await;
+        while !first.is_empty() && net.handle.snapshot().await.expect("a snapshot").dht.peers < 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let record = own_record(&net.handle, address.clone(), &hotkey);
+        net.handle.publish(record).await.expect("published");
+        first = if first.is_empty() { vec![address] } else { first };
+        nets.push((net, hotkey.hotkey()));
+    }
+    for (net, _) in &nets {
+        while net.handle.snapshot().await.expect("a snapshot").dht.records < NODES {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let mut times = Vec::new();
+    for (net, own) in &nets {
+        for (_, hotkey) in nets.iter().filter(|(_, hotkey)| hotkey != own) {
+            let begun = Instant::now();
+            net.handle.lookup(hotkey).await.expect("found");
+            times.push(begun.elapsed());
+        }
+    }
+    json!({
+        "stack": "argus DHT",
+        "lookup_nodes": NODES,
+        "p50_ms": percentile(&mut times, 0.5),
+        "p95_ms": percentile(&mut times, 0.95),
+    })
 }
 
 fn query(miner: Hotkey, body: Bytes) -> OutgoingQuery {
@@ -210,18 +302,22 @@ fn random_body(size: usize) -> Bytes {
 }
 
 /// 1 KiB and 1 MiB, one by one and many at once.
-async fn series<F, Fut>(stack: &str, quick: bool, echo: &F) -> Vec<Value>
+async fn series<F, Fut>(stack: &str, plan: &Plan, server: &Server, echo: &F) -> Vec<Value>
 where
     F: Fn(Bytes) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
     let mut rows = Vec::new();
     for (size, count) in [(1 << 10, 2000), (1 << 20, 100)] {
-        let count = if quick { count / 10 } else { count };
+        if plan.bytes.is_some_and(|only| only != size) {
+            continue;
+        }
+        let count = if plan.quick { count / 10 } else { count };
         let body = random_body(size);
         for _ in 0..20 {
             echo(body.clone()).await;
         }
+        let busy = server.processor_time();
         let mut alone = Vec::with_capacity(count);
         for _ in 0..count {
             let begun = Instant::now();
@@ -229,9 +325,11 @@ where
             alone.push(begun.elapsed());
         }
         let (together, elapsed) = at_once(AT_ONCE, 2 * count, &body, echo).await;
+        let busy = server.processor_time().zip(busy).map(|(after, before)| after - before);
         rows.push(json!({
             "stack": stack,
             "bytes": size,
+            "cpu_us": busy.map(|time| time.as_micros() as f64 / (3 * count) as f64),
             "seq_p50_ms": percentile(&mut alone, 0.5),
             "seq_p99_ms": percentile(&mut alone, 0.99),
             "seq_rps": rate(count, alone.iter().sum()),
@@ -302,12 +400,21 @@ fn rate(count: usize, time: Duration) -> f64 {
 fn print_table(rows: &[Value]) {
     println!("echo on loopback, payload both ways; {} cores, load {:?}", cores(), load());
     println!(
-        "{:<20} {:>8} {:>10} {:>10} {:>9} {:>9} {:>10} {:>10}",
-        "stack", "bytes", "p50 ms", "p99 ms", "per s", "32: per s", "p50 ms", "p99 ms"
+        "{:<20} {:>8} {:>10} {:>10} {:>9} {:>9} {:>10} {:>10} {:>8}",
+        "stack", "bytes", "p50 ms", "p99 ms", "per s", "32: per s", "p50 ms", "p99 ms", "CPU µs"
     );
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
     for row in rows {
         let stack = row["stack"].as_str().unwrap_or_default();
+        if row.get("lookup_nodes").is_some() {
+            println!(
+                "{stack:<20} lookup over {} nodes: p50 {:.1} ms, p95 {:.1} ms",
+                row["lookup_nodes"],
+                number(row, "p50_ms"),
+                number(row, "p95_ms"),
+            );
+            continue;
+        }
         if row.get("burst").is_some() {
             println!(
                 "{stack:<20} {BURST} × 64 KiB at once in {:.2} s, p99 {:.0} ms; miner {:.0} MiB before, {:.0} MiB at most",
@@ -319,7 +426,7 @@ fn print_table(rows: &[Value]) {
             continue;
         }
         println!(
-            "{stack:<20} {:>8} {:>10.3} {:>10.3} {:>9.1} {:>9.1} {:>10.3} {:>10.3}",
+            "{stack:<20} {:>8} {:>10.3} {:>10.3} {:>9.1} {:>9.1} {:>10.3} {:>10.3} {:>8.0}",
             row["bytes"],
             number(row, "seq_p50_ms"),
             number(row, "seq_p99_ms"),
@@ -327,6 +434,7 @@ fn print_table(rows: &[Value]) {
             number(row, "c32_rps"),
             number(row, "c32_p50_ms"),
             number(row, "c32_p99_ms"),
+            number(row, "cpu_us"),
         );
     }
     for size in [1 << 10, 1 << 20] {

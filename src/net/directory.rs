@@ -30,6 +30,13 @@ impl Directory {
         fresh.then(|| entry.record.clone())
     }
 
+    /// The record that is known, fresh or not, unless it has expired.
+    pub(super) fn known(&self, hotkey: &Hotkey, now_ms: u64) -> Option<VerifiedRecord> {
+        let entries = self.0.lock();
+        let entry = entries.get(hotkey)?;
+        (entry.record.expires_at_ms > now_ms).then(|| entry.record.clone())
+    }
+
     /// Learns a record; `false` when a newer one is known.
     pub(super) fn learn(&self, record: &VerifiedRecord, now: Instant) -> bool {
         let mut entries = self.0.lock();

@@ -91,7 +91,7 @@ impl Handle {
     ) -> Result<Answered, QueryError> {
         let hotkey = self.0.asker.check(query)?;
         let mut clock = Clock::start(query.deadlines);
-        let record = clock.wait(self.lookup(&query.miner)).await??;
+        let record = clock.wait(self.record_of(&query.miner)).await??;
         let error = match self.attempt(query, &hotkey, &record, &mut clock, progress).await {
             Ok(answered) => return Ok(answered),
             Err(AskError::Open(error)) => error,
@@ -103,6 +103,23 @@ impl Handle {
             return Err(AskError::Open(error).into());
         }
         self.attempt(query, &hotkey, &newer, &mut clock, progress).await.map_err(Into::into)
+    }
+
+    /// The record to ask a miner by. One that is not fresh any more but whose peer is connected still
+    /// serves, while the DHT is asked behind the query's back.
+    async fn record_of(&self, miner: &Hotkey) -> Result<VerifiedRecord, LookupError> {
+        let directory = &self.0.directory;
+        if directory.fresh(miner, Instant::now(), unix_ms()).is_none()
+            && let Some(record) = directory.known(miner, unix_ms())
+            && self.0.asker.links.is_connected(&record.peer)
+        {
+            let (nobody, _) = oneshot::channel();
+            if self.0.commands.try_send(Command::Lookup(*miner, nobody)).is_err() {
+                self.0.asker.metrics.dropped("refresh");
+            }
+            return Ok(record);
+        }
+        self.lookup(miner).await
     }
 
     async fn attempt(

@@ -289,3 +289,62 @@ impl AsyncWrite for Substream {
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] ConnectionError);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt as _;
+    use libp2p::{
+        Multiaddr, Swarm, Transport as _,
+        core::{muxing::StreamMuxerBox, transport::MemoryTransport, upgrade::Version},
+        identity::Keypair,
+        noise, ping,
+        swarm::{self, SwarmEvent},
+    };
+
+    use super::*;
+
+    /// A node that pings, over noise and either this Yamux or libp2p's own.
+    fn pinger(stock: bool) -> Swarm<ping::Behaviour> {
+        let key = Keypair::generate_ed25519();
+        let encrypted = MemoryTransport::default()
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise::Config::new(&key).unwrap());
+        let transport = if stock {
+            let muxed = encrypted.multiplex(libp2p::yamux::Config::default());
+            muxed.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
+        } else {
+            let muxed = encrypted.multiplex(Config);
+            muxed.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).boxed()
+        };
+        let behaviour = ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_millis(10)));
+        let peer = key.public().to_peer_id();
+        Swarm::new(transport, behaviour, peer, swarm::Config::with_tokio_executor())
+    }
+
+    #[tokio::test]
+    async fn it_speaks_with_any_yamux() {
+        for (listener_is_stock, dialer_is_stock) in [(true, false), (false, true), (false, false)] {
+            let (mut listener, mut dialer) = (pinger(listener_is_stock), pinger(dialer_is_stock));
+            listener.listen_on("/memory/0".parse().unwrap()).unwrap();
+            let address: Multiaddr = loop {
+                if let SwarmEvent::NewListenAddr { address, .. } = listener.select_next_some().await {
+                    break address;
+                }
+            };
+            dialer.dial(address).unwrap();
+            let mut pinged = [false; 2];
+            while pinged != [true; 2] {
+                let (event, side) = tokio::select! {
+                    event = listener.select_next_some() => (event, 0),
+                    event = dialer.select_next_some() => (event, 1),
+                };
+                if let SwarmEvent::Behaviour(ping::Event { result, .. }) = event {
+                    result.unwrap();
+                    pinged[side] = true;
+                }
+            }
+        }
+    }
+}

@@ -78,6 +78,8 @@ struct Kept {
 pub(super) struct VerifiedStore {
     local: KBucketKey<PeerId>,
     kept: HashMap<RecordKey, Kept>,
+    /// The node's own record is kept wherever it belongs.
+    own: Option<RecordKey>,
     most: usize,
     writer: Writer,
 }
@@ -85,7 +87,7 @@ pub(super) struct VerifiedStore {
 impl VerifiedStore {
     /// Loads what was persisted, verifying it again.
     pub(super) fn load(local: PeerId, most: usize, persisted: Vec<Vec<u8>>, writer: Writer) -> Self {
-        let mut store = Self { local: local.into(), kept: HashMap::new(), most, writer };
+        let mut store = Self { local: local.into(), kept: HashMap::new(), own: None, most, writer };
         for bytes in persisted {
             let Ok(signed) = SignedRecord::from_bytes(&bytes) else {
                 continue;
@@ -95,6 +97,11 @@ impl VerifiedStore {
             }
         }
         store
+    }
+
+    /// Keeps the record under this key even when the store is full.
+    pub(super) fn set_own(&mut self, key: RecordKey) {
+        self.own = Some(key);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -127,6 +134,7 @@ impl VerifiedStore {
         match self.kept.get(&key).map(|kept| kept.sequence) {
             Some(sequence) if sequence >= verified.sequence => return Fate::Stale,
             Some(_) => {}
+            None if self.own.as_ref() == Some(&key) => {}
             None if self.kept.len() < self.most || self.make_room(&key) => {}
             None => return Fate::Full,
         }
@@ -152,7 +160,8 @@ impl VerifiedStore {
             return true;
         }
         let distance = |key: &RecordKey| self.local.distance(&KBucketKey::new(key.clone()));
-        let Some(furthest) = self.kept.keys().max_by_key(|key| distance(key)).cloned() else {
+        let others = self.kept.keys().filter(|key| self.own.as_ref() != Some(key));
+        let Some(furthest) = others.max_by_key(|key| distance(key)).cloned() else {
             return false;
         };
         if distance(&furthest) <= distance(new) {
@@ -328,8 +337,14 @@ mod tests {
                 assert!(store.get(key).is_some());
             }
             assert!(store.get(&nearest[5]).is_none());
+            let own = nearest[19].clone();
+            store.set_own(own.clone());
+            let pair = pairs.iter().find(|pair| key(pair) == own).unwrap();
+            let bytes = record(pair, PeerId::random(), 1, expiry).to_bytes();
+            assert_eq!(store.receive(&own, &bytes).label(), "stored", "wherever it belongs");
+            assert!(store.get(&own).is_some());
         });
-        assert_eq!(disk.records().len(), 5);
+        assert_eq!(disk.records().len(), 6);
     }
 
     #[test]

@@ -82,8 +82,10 @@ impl EventLoop {
             return;
         };
         let put = own_record(record);
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        kad.store_mut().set_own(put.key.clone());
         // All: how many took it is told with the failure to reach all twenty.
-        match self.swarm.behaviour_mut().kad.put_record(put, Quorum::All) {
+        match kad.put_record(put, Quorum::All) {
             Ok(id) => self.publisher.putting(id, now),
             Err(_) => {
                 let text = "this node keeps a newer one of the same hotkey; is another node using it?";

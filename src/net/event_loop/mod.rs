@@ -296,21 +296,30 @@ impl EventLoop {
     }
 
     fn advice(&self) -> Vec<String> {
-        if !self.peers.is_empty() {
-            return Vec::new();
+        let mut advice = Vec::new();
+        if self.peers.is_empty() {
+            let known = self.book.newest_first().len();
+            advice.push(if self.rejoin.has_bootstrap() || known > 0 {
+                format!(
+                    "no peer is connected; still trying the bootstrap list and {known} known peers. Is this \
+                     machine online, and do the bootstrap addresses still hold?"
+                )
+            } else if self.settings.relay_server {
+                "no peer is connected; others join with the addresses this node printed".to_owned()
+            } else {
+                "no peer is connected and no bootstrap address is set: set `bootstrap` to the address of a \
+                 running node"
+                    .to_owned()
+            });
         }
-        let known = self.book.newest_first().len();
-        vec![if self.rejoin.has_bootstrap() || known > 0 {
-            format!(
-                "no peer is connected; still trying the bootstrap list and {known} known peers. Is this machine \
-                 online, and do the bootstrap addresses still hold?"
-            )
-        } else if self.settings.relay_server {
-            "no peer is connected; others join with the addresses this node printed".to_owned()
-        } else {
-            "no peer is connected and no bootstrap address is set: set `bootstrap` to the address of a running node"
-                .to_owned()
-        }]
+        if self.settings.relay_server && !self.addresses.reachable() {
+            advice.push(
+                "this relay has no address that others are known to reach, so it cannot give reservations: set \
+                 `announce` to its public address, or `dht = \"server\"` if it is public where it listens"
+                    .to_owned(),
+            );
+        }
+        advice
     }
 
     /// Closes every connection, for a bounded time.

@@ -23,6 +23,8 @@ use futures::{AsyncRead, AsyncWrite};
 const READ: usize = 4 * 1024;
 /// Read at a time into a body.
 const BODY_READ: usize = 64 * 1024;
+/// Hashed at a time.
+const HASH_BLOCK: usize = 64 * 1024;
 /// A body up to this size is copied behind its header, so that both are one write.
 const INLINE_BODY: usize = 8 * 1024;
 /// Memory a body gets before its first byte has come.
@@ -175,7 +177,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Frames<S> {
             self.read.advance(take);
         }
         body.chunk_left -= body.bytes.len() - before;
-        body.hasher.update(&body.bytes[before..]);
+        body.hash_arrived();
         if body.bytes.len() == body.length {
             return Poll::Ready(body.complete());
         }
@@ -278,6 +280,7 @@ pub(super) struct Body {
     length: usize,
     hash: [u8; 32],
     hasher: blake3::Hasher,
+    hashed: usize,
     chunk_left: usize,
 }
 
@@ -291,11 +294,21 @@ impl Body {
             length,
             hash,
             hasher: blake3::Hasher::new(),
+            hashed: 0,
             chunk_left: 0,
         }
     }
 
-    fn complete(&self) -> Result<bool, FrameError> {
+    /// Hashes what has come, in blocks: BLAKE3 is several times faster on whole ones.
+    fn hash_arrived(&mut self) {
+        let blocks = self.bytes.len() - (self.bytes.len() - self.hashed) % HASH_BLOCK;
+        self.hasher.update(&self.bytes[self.hashed..blocks]);
+        self.hashed = blocks;
+    }
+
+    fn complete(&mut self) -> Result<bool, FrameError> {
+        self.hasher.update(&self.bytes[self.hashed..]);
+        self.hashed = self.bytes.len();
         if *self.hasher.finalize().as_bytes() == self.hash { Ok(true) } else { Err(FrameError::Hash) }
     }
 
@@ -326,5 +339,65 @@ impl Sending {
 
     pub(super) fn is_small(&self) -> bool {
         self.body.len() <= INLINE_BODY
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{executor::block_on, io::Cursor};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What one side wrote, as the other will read it.
+    fn written(write: impl AsyncFnOnce(&mut Frames<Cursor<Vec<u8>>>)) -> Frames<Cursor<Vec<u8>>> {
+        let mut frames = Frames::new(Cursor::new(Vec::new()));
+        block_on(async {
+            write(&mut frames).await;
+            frames.flush().await.unwrap();
+        });
+        Frames::new(Cursor::new(frames.stream.into_inner()))
+    }
+
+    async fn read(frames: &mut Frames<Cursor<Vec<u8>>>, mut body: Body) -> Result<Bytes, FrameError> {
+        while !frames.body_part(&mut body).await? {}
+        Ok(body.into_bytes())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever comes, reading ends without a panic and without more memory than came.
+        #[test]
+        fn garbage_ends_in_an_error(bytes in prop::collection::vec(any::<u8>(), 0..2000), length in 1u32..100_000) {
+            block_on(async {
+                let mut frames = Frames::new(Cursor::new(bytes.clone()));
+                while frames.frame().await.is_ok() {}
+                let mut frames = Frames::new(Cursor::new(bytes));
+                prop_assert!(read(&mut frames, Body::announced(length, [0; 32])).await.is_err());
+                Ok(())
+            })?;
+        }
+
+        /// Frames and bodies of any size come back as they were, cut anywhere.
+        #[test]
+        fn bodies_come_back(size in prop_oneof![1usize..20_000, 200_000usize..900_000], payload in 1usize..200) {
+            let body = Bytes::from((0..size).map(|n| (n % 251) as u8).collect::<Vec<_>>());
+            let mut frames = written(async |frames| {
+                frames.push(FrameKind::Open, &vec![7; payload]);
+                let mut sending = Sending::new(body.clone());
+                while !frames.send_part(&mut sending).await.unwrap() {}
+                frames.push(FrameKind::Accepted, &[0]);
+            });
+            block_on(async {
+                let (kind, open) = frames.frame().await.unwrap();
+                prop_assert_eq!((kind, open.len()), (FrameKind::Open, payload));
+                let announced = Body::announced(size as u32, *blake3::hash(&body).as_bytes());
+                prop_assert_eq!(&read(&mut frames, announced).await.unwrap(), &body);
+                prop_assert_eq!(frames.frame().await.unwrap().0, FrameKind::Accepted);
+                prop_assert!(matches!(frames.frame().await, Err(FrameError::Ended)));
+                Ok(())
+            })?;
+        }
     }
 }
