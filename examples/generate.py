@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a picture through an Argus gateway, with nothing but Python's standard library.
 
-    export ARGUS_KEY=argus-…            # from `argus keys new NAME`
+    export ARGUS_API_KEY=argus-…            # from `argus keys new NAME`
     python3 examples/generate.py "a red apple" -o apple.png
 
 Shows the steps while they happen, waits and tries again when the network is full, and exits with 1 and
@@ -88,7 +88,7 @@ def main():
     parser.add_argument("prompt")
     parser.add_argument("-o", "--output", default="picture.png", help="where the PNG goes [%(default)s]")
     parser.add_argument("--url", default=os.environ.get("ARGUS_API", "http://127.0.0.1:8080"), help="[%(default)s]")
-    parser.add_argument("--key", default=os.environ.get("ARGUS_KEY"), help="API key [$ARGUS_KEY]")
+    parser.add_argument("--key", default=os.environ.get("ARGUS_API_KEY"), help="API key [$ARGUS_API_KEY]")
     parser.add_argument("--model", help="a model of /v1/models [the first that makes pictures]")
     parser.add_argument("--size", help="WIDTHxHEIGHT [the model's]")
     parser.add_argument("--steps", type=int, help="denoising steps [the model's]")
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--tries", type=int, default=5, help="how often to try when the network is full [%(default)s]")
     arguments = parser.parse_args()
     if not arguments.key:
-        parser.error("an API key is needed: --key argus-… or ARGUS_KEY; `argus keys new NAME` makes one")
+        parser.error("an API key is needed: --key argus-… or ARGUS_API_KEY; `argus keys new NAME` makes one")
     fields = ("prompt", "model", "size", "steps", "guidance", "negative_prompt")
     body = {field: value for field in fields if (value := getattr(arguments, field)) is not None}
     for attempt in range(1, arguments.tries + 1):
