@@ -81,19 +81,21 @@ fn either_output<T>(either: Either<T, T>) -> T {
 /// call each. Quiet connections hold no buffer.
 struct ReadAhead<T> {
     io: T,
+    /// Nothing came since the last time there was nothing.
+    quiet: bool,
     buffer: Vec<u8>,
     /// What has been read and not yet been asked for.
     start: usize,
     end: usize,
 }
 
-/// A read that brings less lets the buffer go.
+/// A read that fills so much has more behind it.
 const BUSY_READ: usize = 8 * 1024;
 const READ_AHEAD: usize = 128 * 1024;
 
 impl<T> ReadAhead<T> {
     fn new(io: T) -> Self {
-        Self { io, buffer: Vec::new(), start: 0, end: 0 }
+        Self { io, quiet: true, buffer: Vec::new(), start: 0, end: 0 }
     }
 }
 
@@ -113,11 +115,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for ReadAhead<T> {
             let read = match Pin::new(&mut this.io).poll_read(cx, &mut this.buffer) {
                 Poll::Ready(read) => read?,
                 Poll::Pending => {
-                    this.buffer = Vec::new();
+                    if this.quiet {
+                        this.buffer = Vec::new();
+                    }
+                    this.quiet = true;
                     return Poll::Pending;
                 }
             };
             this.end = read;
+            this.quiet = false;
         }
         let length = buf.len().min(this.end - this.start);
         buf[..length].copy_from_slice(&this.buffer[this.start..this.start + length]);
