@@ -192,7 +192,7 @@ pub struct MinerStatus {
     /// Answers queries now, as far as this node knows.
     pub reachable: bool,
     pub models: Vec<String>,
-    /// Mean score over the kept periods, 1 is par; `None` before the first answer was scored.
+    /// Mean score over the kept periods and all tasks by their incentive, 1 is par; `None` before the first answer was scored.
     pub score: Option<f64>,
     /// Share of this validator's weight vector, 0 to 1.
     pub weight: f64,

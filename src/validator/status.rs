@@ -139,6 +139,7 @@ pub(super) fn status(driver: &Driver) -> Status {
     let now_ms = unix_ms();
     let core = driver.core.lock();
     let report = report(&core, now_ms);
+    let incentive = core.settings().incentive();
     let current = core.periods().at(now_ms);
     let tallies = core.periods().open().get(&current);
     let chain = driver.parts.watch.view();
@@ -152,7 +153,7 @@ pub(super) fn status(driver: &Driver) -> Status {
             weights_block: report.weights.last.as_ref().map(|included| included.block),
             error: chain.error.map(|error| error.to_string()).or(report.weights.error),
         },
-        miners: report.miners.iter().map(|miner| miner_status(miner, tallies)).collect(),
+        miners: report.miners.iter().map(|miner| miner_status(miner, &incentive, tallies)).collect(),
         period: Some(PeriodStatus {
             number: current,
             ends_at_ms: core.periods().start_ms(current + 1),
@@ -161,9 +162,20 @@ pub(super) fn status(driver: &Driver) -> Status {
     }
 }
 
-fn miner_status(miner: &MinerReport, current: Option<&Tallies>) -> MinerStatus {
-    let means = || if miner.standing.is_empty() { miner.recent.values() } else { miner.standing.values() };
-    let tasks = means().count();
+/// A miner's mean over all tasks by their incentive. A task in which it has not been scored counts as 0, as
+/// it does in the weights: one who does well at the easy half of the work is not a good miner.
+fn score(means: &BTreeMap<TaskKind, f64>, incentive: &BTreeMap<TaskKind, f64>) -> Option<f64> {
+    let all: f64 = incentive.values().sum();
+    let earned = incentive.iter().map(|(task, share)| share * means.get(task).copied().unwrap_or_default());
+    (!means.is_empty()).then(|| earned.sum::<f64>() / all)
+}
+
+fn miner_status(
+    miner: &MinerReport,
+    incentive: &BTreeMap<TaskKind, f64>,
+    current: Option<&Tallies>,
+) -> MinerStatus {
+    let means = if miner.standing.is_empty() { &miner.recent } else { &miner.standing };
     let latency = miner.latency_ms.get(&TaskKind::TextToImage).or(miner.latency_ms.values().next());
     let tallies = current.into_iter().flatten().filter(|((_, of), _)| *of == miner.hotkey);
     let (count, failed) =
@@ -173,7 +185,7 @@ fn miner_status(miner: &MinerReport, current: Option<&Tallies>) -> MinerStatus {
         uid: miner.uid,
         reachable: matches!(miner.state, Presence::Ready | Presence::Full),
         models: miner.models.clone(),
-        score: (tasks > 0).then(|| means().sum::<f64>() / tasks as f64),
+        score: score(means, incentive),
         weight: miner.share,
         answered: (count - failed).into(),
         failed: failed.into(),
@@ -215,4 +227,21 @@ fn text_to_image_limits(spec: &ModelSpec) -> Option<TextToImageLimits> {
         guidance: Allowed { min: guidance.min, max: guidance.max, step: 0.0, default: guidance.default },
         prompt_bytes: argus_models::engine::MAX_TEXT_BYTES as u32,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_is_over_all_tasks_that_are_paid() {
+        use TaskKind::{ImageEmbedding, TextToImage};
+        let incentive = BTreeMap::from([(TextToImage, 0.75), (ImageEmbedding, 0.25)]);
+        assert_eq!(score(&BTreeMap::new(), &incentive), None);
+        assert_eq!(
+            score(&BTreeMap::from([(TextToImage, 1.0), (ImageEmbedding, 0.5)]), &incentive),
+            Some(0.875)
+        );
+        assert_eq!(score(&BTreeMap::from([(ImageEmbedding, 1.0)]), &incentive), Some(0.25));
+    }
 }
