@@ -123,7 +123,7 @@ impl Jobs {
     pub async fn features(&self, picture: RgbPicture) -> Result<Features, BackendError> {
         match self.patiently(Job::Features { picture }).await? {
             Output::Features(features) => Ok(protocol_features(&features)),
-            _ => Err(BackendError::Failed("the engine gave another output than was asked for".into())),
+            _ => Err(another_output()),
         }
     }
 
@@ -138,7 +138,7 @@ impl Jobs {
                 Evidence::Picture { features: protocol_features(&features), picture }
             }
             Output::Embeddings(all) => Evidence::Embeddings(all),
-            Output::Features(features) => Evidence::Withheld(protocol_features(&features)),
+            Output::Features(_) | Output::Classes(_) => return Err(another_output()),
         })
     }
 
@@ -166,10 +166,14 @@ impl Jobs {
         let spec = self.spec(task.model()).ok_or(BackendError::Incapable)?;
         let model = spec.id.clone();
         match task {
-            Task::TextToImage(asked) => Ok(Job::TextToImage { model, request: request(asked) }),
+            Task::TextToImage(asked) => Ok(Job::Generate { model, request: request(asked) }),
             Task::ImageEmbedding(asked) => blocking(move || decode_all(model, asked.pictures)).await,
         }
     }
+}
+
+fn another_output() -> BackendError {
+    BackendError::Failed("the engine gave another output than was asked for".into())
 }
 
 struct CancelOnDrop(CancelToken);
@@ -198,8 +202,8 @@ fn failed(error: JobError) -> BackendError {
     }
 }
 
-fn request(asked: argus_protocols::task::TextToImage) -> diffusion::TextToImage {
-    diffusion::TextToImage {
+fn request(asked: argus_protocols::task::TextToImage) -> diffusion::Generate {
+    diffusion::Generate {
         prompt: asked.prompt,
         negative_prompt: asked.negative_prompt,
         width: asked.width,
@@ -207,6 +211,8 @@ fn request(asked: argus_protocols::task::TextToImage) -> diffusion::TextToImage 
         steps: asked.steps as usize,
         guidance: asked.guidance,
         seed: asked.seed,
+        start: diffusion::Start::Noise,
+        controls: Vec::new(),
     }
 }
 
@@ -342,7 +348,7 @@ impl Backend for Jobs {
             }
             Output::Picture { png, .. } => Answer::Picture(png),
             Output::Embeddings(all) => Answer::Embeddings(all),
-            Output::Features(features) => Answer::Nsfw(protocol_features(&features)),
+            Output::Features(_) | Output::Classes(_) => return Err(another_output()),
         })
     }
 }

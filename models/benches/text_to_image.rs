@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use argus_models::{DeviceKind, Pipeline, Registry, TextToImage};
+use argus_models::{DeviceKind, Generate, Pipeline, Registry, Start};
 
 struct Options {
     steps: usize,
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let load = opened.elapsed().as_secs_f64();
     let mut seconds = Vec::with_capacity(options.repeats);
     for run in 0..options.warm_up + options.repeats {
-        let request = TextToImage {
+        let request = Generate {
             prompt: options.prompt.clone(),
             negative_prompt: String::new(),
             width: 64,
@@ -71,6 +71,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             steps: options.steps,
             guidance: options.guidance,
             seed: run as u64,
+            start: Start::Noise,
+            controls: Vec::new(),
         };
         let started = Instant::now();
         pipeline.generate(&request, &mut |_: usize, _: usize| ControlFlow::Continue(()))?;

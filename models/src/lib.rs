@@ -23,7 +23,7 @@ pub mod weights;
 
 pub use clip::Clip;
 pub use device::{DeviceError, DeviceKind};
-pub use diffusion::{GenerateError, Pipeline, StepControl, TextToImage};
+pub use diffusion::{Generate, GenerateError, Pipeline, Start, StepControl};
 pub use engine::{
     CancelToken, Engine, EngineConfig, EventSink, Job, JobError, JobErrorKind, JobEvent, Output, Shutdown,
     StartError, SubmitError,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::{GenerateError, MAX_EDGE, MAX_GUIDANCE, TextToImage};
+use crate::diffusion::{ControlKind, Generate, GenerateError, MAX_EDGE, MAX_GUIDANCE};
 use crate::embedded;
 use crate::loader::ModelFiles;
 use crate::tokenizer::MAX_PROMPT_BYTES;
@@ -23,6 +23,8 @@ pub const MAX_MODELS: usize = 256;
 pub const MAX_ID_BYTES: usize = 64;
 /// The most steps that a spec may allow.
 pub const MAX_STEPS: usize = 1000;
+/// The edge of the picture whose upscaling is [`ModelSpec::work_units`], in pixels.
+pub const UPSCALE_UNIT_EDGE: u32 = 256;
 /// The longest timeout that a spec may set.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
@@ -113,18 +115,67 @@ pub enum Architecture {
 }
 
 /// What a model can be asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModelTask {
     TextToImage,
+    ImageToImage,
+    Inpaint,
+    Uncrop,
+    /// Words and a rough outline.
+    Scribble,
+    /// Words and Canny edges.
+    Canny,
+    /// Words and a depth map.
+    Depth,
+    Upscale,
     ImageEmbedding,
+    NsfwClassification,
+}
+
+impl ModelTask {
+    pub const ALL: [Self; 10] = [
+        Self::TextToImage,
+        Self::ImageToImage,
+        Self::Inpaint,
+        Self::Uncrop,
+        Self::Scribble,
+        Self::Canny,
+        Self::Depth,
+        Self::Upscale,
+        Self::ImageEmbedding,
+        Self::NsfwClassification,
+    ];
+
+    /// Whether the answer is a picture made by diffusion, from words among others.
+    pub fn is_generation(self) -> bool {
+        !matches!(self, Self::Upscale | Self::ImageEmbedding | Self::NsfwClassification)
+    }
+}
+
+impl From<ControlKind> for ModelTask {
+    fn from(kind: ControlKind) -> Self {
+        match kind {
+            ControlKind::Scribble => Self::Scribble,
+            ControlKind::Canny => Self::Canny,
+            ControlKind::Depth => Self::Depth,
+        }
+    }
 }
 
 impl fmt::Display for ModelTask {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(match self {
             Self::TextToImage => "text-to-image",
+            Self::ImageToImage => "image-to-image",
+            Self::Inpaint => "inpaint",
+            Self::Uncrop => "uncrop",
+            Self::Scribble => "scribble",
+            Self::Canny => "canny",
+            Self::Depth => "depth",
+            Self::Upscale => "upscale",
             Self::ImageEmbedding => "image-embedding",
+            Self::NsfwClassification => "nsfw-classification",
         })
     }
 }
@@ -255,8 +306,14 @@ impl ModelSpec {
         self.work_units * pixels * steps as f64 / limits.steps.default as f64
     }
 
+    /// Work of one upscaling: that of a picture of [`UPSCALE_UNIT_EDGE`] squared, by pixels.
+    pub fn upscale_work(&self, width: u32, height: u32) -> f64 {
+        let unit = f64::from(UPSCALE_UNIT_EDGE).powi(2);
+        self.work_units * (f64::from(width) * f64::from(height) / unit).max(0.1)
+    }
+
     /// Checks a request against what this model allows, field by field.
-    pub fn check(&self, request: &TextToImage) -> Result<(), GenerateError> {
+    pub fn check(&self, request: &Generate) -> Result<(), GenerateError> {
         let Some(limits) = &self.pictures else {
             return Err(invalid("model", &self.id, "one that makes pictures"));
         };
@@ -343,24 +400,25 @@ impl Entry {
             (None, Some(path)) => ModelSource::Folder(path),
             _ => return Err("write either source = \"embedded\" or path = \"folder\"".to_owned()),
         };
-        let possible = match self.architecture {
-            Architecture::StableDiffusion => ModelTask::TextToImage,
-            Architecture::Clip => ModelTask::ImageEmbedding,
+        let possible = |task: &ModelTask| match self.architecture {
+            Architecture::StableDiffusion => task.is_generation(),
+            Architecture::Clip => *task == ModelTask::ImageEmbedding,
         };
-        if self.tasks.is_empty() || self.tasks.iter().any(|task| *task != possible) {
-            return Err(format!("tasks must be [\"{possible}\"] for this architecture"));
+        if self.tasks.is_empty() || !self.tasks.iter().all(possible) {
+            let all = ModelTask::ALL.iter().filter(|task| possible(task));
+            let all: Vec<String> = all.map(|task| format!("\"{task}\"")).collect();
+            return Err(format!("tasks must be one or more of {} for this architecture", all.join(", ")));
         }
-        let pictures = match (possible, self.size, self.steps, self.guidance) {
-            (ModelTask::TextToImage, Some(size), Some(steps), Some(guidance)) => {
+        let is_generative = self.tasks.iter().any(|task| task.is_generation());
+        let pictures = match (self.size, self.steps, self.guidance) {
+            (Some(size), Some(steps), Some(guidance)) if is_generative => {
                 Some(checked_limits(size, steps, guidance)?)
             }
-            (ModelTask::TextToImage, ..) => {
+            _ if is_generative => {
                 return Err("a model that makes pictures has size, steps and guidance".to_owned());
             }
-            (ModelTask::ImageEmbedding, None, None, None) => None,
-            (ModelTask::ImageEmbedding, ..) => {
-                return Err("size, steps and guidance are for models that make pictures".to_owned());
-            }
+            (None, None, None) => None,
+            _ => return Err("size, steps and guidance are for models that make pictures".to_owned()),
         };
         if !(self.work_units.is_finite() && self.work_units > 0.0) {
             return Err("work_units must be above 0".to_owned());
@@ -455,9 +513,10 @@ impl Default for Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::Start;
 
-    fn request() -> TextToImage {
-        TextToImage {
+    fn request() -> Generate {
+        Generate {
             prompt: "a red apple".into(),
             negative_prompt: String::new(),
             width: 64,
@@ -465,6 +524,8 @@ mod tests {
             steps: 20,
             guidance: 4.0,
             seed: 1,
+            start: Start::Noise,
+            controls: Vec::new(),
         }
     }
 
@@ -485,16 +546,13 @@ mod tests {
     fn requests_outside_the_ranges_name_the_field_and_what_is_allowed() {
         let registry = Registry::default();
         let spec = registry.get("argus-tiny").unwrap();
-        let cases: [(&str, TextToImage); 6] = [
-            ("width", TextToImage { width: 128, ..request() }),
-            ("height", TextToImage { height: 0, ..request() }),
-            ("steps", TextToImage { steps: 51, ..request() }),
-            ("guidance", TextToImage { guidance: f32::NAN, ..request() }),
-            ("prompt", TextToImage { prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
-            (
-                "negative_prompt",
-                TextToImage { negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() },
-            ),
+        let cases: [(&str, Generate); 6] = [
+            ("width", Generate { width: 128, ..request() }),
+            ("height", Generate { height: 0, ..request() }),
+            ("steps", Generate { steps: 51, ..request() }),
+            ("guidance", Generate { guidance: f32::NAN, ..request() }),
+            ("prompt", Generate { prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
+            ("negative_prompt", Generate { negative_prompt: "x".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
         ];
         for (expected, request) in cases {
             match spec.check(&request).unwrap_err() {
@@ -502,7 +560,7 @@ mod tests {
                 other => panic!("{other}"),
             }
         }
-        let error = spec.check(&TextToImage { steps: 51, ..request() }).unwrap_err();
+        let error = spec.check(&Generate { steps: 51, ..request() }).unwrap_err();
         assert_eq!(error.to_string(), "steps is 51, but it must be 1 to 50");
         assert!(registry.get("clip-tiny").unwrap().check(&request()).is_err());
     }

@@ -99,8 +99,8 @@ fn pack(folder: &Path, path: &str, mut tensors: Vec<(&str, TensorView)>, packing
     }
 }
 
-fn request(negative_prompt: &str) -> TextToImage {
-    TextToImage {
+fn request(negative_prompt: &str) -> Generate {
+    Generate {
         prompt: PROMPT.into(),
         negative_prompt: negative_prompt.into(),
         width: EDGE,
@@ -108,6 +108,8 @@ fn request(negative_prompt: &str) -> TextToImage {
         steps: 4,
         guidance: 2.0,
         seed: 0,
+        start: Start::Noise,
+        controls: Vec::new(),
     }
 }
 

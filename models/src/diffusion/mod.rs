@@ -7,6 +7,7 @@
 mod blocks;
 mod config;
 mod prompt;
+mod request;
 mod scheduler;
 mod transformer;
 mod unet;
@@ -22,6 +23,7 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+pub use request::{Control, ControlKind, Generate, MAX_CONTROL_SCALE, MAX_CONTROLS, Mask, Pads, Start};
 pub use scheduler::SchedulerError;
 
 use crate::device::DeviceKind;
@@ -45,25 +47,6 @@ pub const MAX_GUIDANCE: f32 = 50.0;
 const START_STREAM: u64 = 0;
 /// The noise stream that latents of a given picture are drawn with.
 const ENCODE_STREAM: u64 = 1;
-
-/// A request for a picture.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextToImage {
-    /// What to show; at most [`MAX_PROMPT_BYTES`] bytes.
-    pub prompt: String,
-    /// What not to show; used where `guidance` is above 1.
-    pub negative_prompt: String,
-    /// Pixels; a multiple of [`Pipeline::edge_multiple`].
-    pub width: u32,
-    /// Pixels; a multiple of [`Pipeline::edge_multiple`].
-    pub height: u32,
-    /// Denoising steps.
-    pub steps: usize,
-    /// Classifier-free guidance; 1 and less ask the network once a step, without the negative prompt.
-    pub guidance: f32,
-    /// Names the starting noise.
-    pub seed: u64,
-}
 
 /// Hears of the progress of a generation, and may end it.
 pub trait StepControl {
@@ -202,10 +185,15 @@ impl Pipeline {
     /// Makes a picture, from the noise that the seed names.
     pub fn generate(
         &self,
-        request: &TextToImage,
+        request: &Generate,
         control: &mut (dyn StepControl + Send),
     ) -> Result<RgbPicture, GenerateError> {
         let plan = self.check(request)?;
+        if request.start != Start::Noise || !request.controls.is_empty() {
+            let (found, allowed) =
+                ("given".to_owned(), "absent: this model makes pictures of words alone".to_owned());
+            return Err(GenerateError::Invalid { field: "picture", found, allowed });
+        }
         let noise = noise::normal(request.seed, START_STREAM, self.latent_count(request));
         self.pool.run(|| {
             let latents = self.denoise(request, &plan, noise, control)?;
@@ -247,7 +235,7 @@ impl Pipeline {
         Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.vae_dtype)?.to_device(&self.device)
     }
 
-    fn latent_count(&self, request: &TextToImage) -> usize {
+    fn latent_count(&self, request: &Generate) -> usize {
         self.latent_channels * (request.height as usize / self.scale) * (request.width as usize / self.scale)
     }
 
@@ -262,7 +250,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn check(&self, request: &TextToImage) -> Result<Plan, GenerateError> {
+    fn check(&self, request: &Generate) -> Result<Plan, GenerateError> {
         self.check_edges(request.width, request.height)?;
         for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
@@ -289,7 +277,7 @@ impl Pipeline {
     }
 
     /// Text features of the prompt, after those of the negative prompt where there is guidance.
-    fn condition(&self, request: &TextToImage) -> Result<Conditioning, GenerateError> {
+    fn condition(&self, request: &Generate) -> Result<Conditioning, GenerateError> {
         let guided = request.guidance > 1.0;
         let texts = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let mut features = self.prompts.encode(if guided { &texts } else { &texts[1..] })?;
@@ -310,7 +298,7 @@ impl Pipeline {
     /// Turns noise into latents, `[latent channels, height, width]`.
     fn denoise(
         &self,
-        request: &TextToImage,
+        request: &Generate,
         plan: &Plan,
         noise: Vec<f32>,
         control: &mut (dyn StepControl + Send),
@@ -343,7 +331,7 @@ impl Pipeline {
     }
 
     /// Turns latents into a picture.
-    fn decode(&self, latents: Vec<f32>, request: &TextToImage) -> Result<RgbPicture, GenerateError> {
+    fn decode(&self, latents: Vec<f32>, request: &Generate) -> Result<RgbPicture, GenerateError> {
         let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
         let latents = Tensor::from_vec(latents, (1, self.latent_channels, height, width), &Device::Cpu)?;
         let latents = ((latents / self.scaling_factor)? + self.shift)?

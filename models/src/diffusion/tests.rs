@@ -45,8 +45,8 @@ pub(super) fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
     println!("{name}: relative error {error:.2e}");
 }
 
-fn request() -> TextToImage {
-    TextToImage {
+fn request() -> Generate {
+    Generate {
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
         width: 64,
@@ -54,6 +54,8 @@ fn request() -> TextToImage {
         steps: 20,
         guidance: 4.0,
         seed: 7,
+        start: Start::Noise,
+        controls: Vec::new(),
     }
 }
 
@@ -132,11 +134,11 @@ fn a_whole_run_ends_where_diffusers_ends() {
 fn the_picture_does_not_depend_on_the_number_of_threads() {
     let one = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 1).unwrap();
     let three = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 3).unwrap();
-    let request = TextToImage { steps: 3, ..request() };
+    let request = Generate { steps: 3, ..request() };
     let picture = pipeline().generate(&request, &mut keep_going).unwrap();
     assert_eq!(picture, one.generate(&request, &mut keep_going).unwrap());
     assert_eq!(picture, three.generate(&request, &mut keep_going).unwrap());
-    let other = pipeline().generate(&TextToImage { seed: 8, ..request }, &mut keep_going).unwrap();
+    let other = pipeline().generate(&Generate { seed: 8, ..request }, &mut keep_going).unwrap();
     assert_ne!(picture, other);
 }
 
@@ -155,14 +157,14 @@ fn a_run_is_cancelled_at_the_next_step() {
 #[test]
 fn requests_that_the_network_cannot_take_are_refused() {
     let cases = [
-        ("width", TextToImage { width: 60, ..request() }),
-        ("height", TextToImage { height: 4096, ..request() }),
-        ("height", TextToImage { height: 0, ..request() }),
-        ("steps", TextToImage { steps: 0, ..request() }),
-        ("steps", TextToImage { steps: 1001, ..request() }),
-        ("guidance", TextToImage { guidance: f32::NAN, ..request() }),
-        ("guidance", TextToImage { guidance: -1.0, ..request() }),
-        ("prompt", TextToImage { prompt: "a".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
+        ("width", Generate { width: 60, ..request() }),
+        ("height", Generate { height: 4096, ..request() }),
+        ("height", Generate { height: 0, ..request() }),
+        ("steps", Generate { steps: 0, ..request() }),
+        ("steps", Generate { steps: 1001, ..request() }),
+        ("guidance", Generate { guidance: f32::NAN, ..request() }),
+        ("guidance", Generate { guidance: -1.0, ..request() }),
+        ("prompt", Generate { prompt: "a".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
     ];
     for (expected, request) in cases {
         match pipeline().generate(&request, &mut keep_going).unwrap_err() {
@@ -174,7 +176,7 @@ fn requests_that_the_network_cannot_take_are_refused() {
 
 #[test]
 fn other_shapes_and_no_guidance_work() {
-    let request = TextToImage { width: 96, height: 32, guidance: 1.0, steps: 2, ..request() };
+    let request = Generate { width: 96, height: 32, guidance: 1.0, steps: 2, ..request() };
     let picture = pipeline().generate(&request, &mut keep_going).unwrap();
     assert_eq!((picture.width(), picture.height()), (96, 32));
     let latents = pipeline().encode(&picture, 3).unwrap();

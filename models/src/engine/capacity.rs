@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::{
     device::DeviceKind,
-    diffusion::TextToImage,
+    diffusion::{Generate, Start},
     picture::RgbPicture,
     registry::{ModelId, ModelSpec, PictureLimits, Registry},
 };
@@ -136,7 +136,7 @@ impl Bench<'_> {
         let few = limits.steps.min;
         let more = limits.steps.max.min(few + MEASURED_STEPS - 1);
         let job = |steps| {
-            let request = TextToImage {
+            let request = Generate {
                 prompt: "a red apple".to_owned(),
                 negative_prompt: String::new(),
                 width: limits.size.default,
@@ -144,8 +144,10 @@ impl Bench<'_> {
                 steps,
                 guidance: limits.guidance.default,
                 seed: 0,
+                start: Start::Noise,
+                controls: Vec::new(),
             };
-            Job::TextToImage { model: model.clone(), request }
+            Job::Generate { model: model.clone(), request }
         };
         let short = self.second_run(model.as_str(), || job(few))?.as_secs_f64();
         if more == few {

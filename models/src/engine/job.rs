@@ -1,8 +1,9 @@
 //! What an engine can be asked for, and what it gives.
 
 use crate::{
-    diffusion::TextToImage,
+    diffusion::Generate,
     features::Features,
+    nsfw::NsfwScores,
     picture::RgbPicture,
     registry::{ModelId, ModelSpec, ModelTask, Registry},
 };
@@ -11,6 +12,8 @@ use super::SubmitError;
 
 /// The most pictures or texts that one job embeds.
 pub const MAX_EMBEDDINGS_PER_JOB: usize = 16;
+/// By how much a picture may grow along each edge.
+pub const UPSCALE_FACTORS: [u32; 2] = [2, 4];
 /// The most pixels of a picture that is embedded or described.
 pub const MAX_PICTURE_PIXELS: u64 = 16 << 20;
 /// The longest text that is embedded, in bytes.
@@ -19,12 +22,16 @@ pub const MAX_TEXT_BYTES: usize = crate::tokenizer::MAX_PROMPT_BYTES;
 /// One piece of work.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Job {
-    /// A picture of a prompt, with its file and features.
-    TextToImage { model: ModelId, request: TextToImage },
+    /// A picture by diffusion, with its file and features.
+    Generate { model: ModelId, request: Generate },
     /// A unit vector for each picture.
     Embed { model: ModelId, pictures: Vec<RgbPicture> },
     /// A unit vector for each text, in the space of the pictures' vectors.
     EmbedTexts { model: ModelId, texts: Vec<String> },
+    /// The same picture with `factor` times as many pixels along each edge.
+    Upscale { model: ModelId, picture: RgbPicture, factor: u32 },
+    /// What each picture shows, by the classes of an NSFW classifier.
+    Classify { model: ModelId, pictures: Vec<RgbPicture> },
     /// Features of a picture from elsewhere.
     Features { picture: RgbPicture },
 }
@@ -40,6 +47,8 @@ pub enum Output {
     },
     /// One for each picture or text, in order.
     Embeddings(Vec<Vec<f32>>),
+    /// One for each picture, in order.
+    Classes(Vec<NsfwScores>),
     Features(Features),
 }
 
@@ -47,9 +56,11 @@ impl Job {
     /// The model that the job names; [`Job::Features`] needs none of them.
     pub fn model(&self) -> Option<&ModelId> {
         match self {
-            Self::TextToImage { model, .. } | Self::Embed { model, .. } | Self::EmbedTexts { model, .. } => {
-                Some(model)
-            }
+            Self::Generate { model, .. }
+            | Self::Upscale { model, .. }
+            | Self::Classify { model, .. }
+            | Self::Embed { model, .. }
+            | Self::EmbedTexts { model, .. } => Some(model),
             Self::Features { .. } => None,
         }
     }
@@ -58,8 +69,8 @@ impl Job {
     pub fn check(&self, registry: &Registry) -> Result<(), SubmitError> {
         let invalid = |detail: String| Err(SubmitError::InvalidParameters(detail));
         match self {
-            Self::TextToImage { model, request } => {
-                let spec = find(registry, model, ModelTask::TextToImage)?;
+            Self::Generate { model, request } => {
+                let spec = find(registry, model, request.task())?;
                 spec.check(request).map_err(|error| SubmitError::InvalidParameters(error.to_string()))
             }
             Self::Embed { model, pictures } => {
@@ -77,6 +88,18 @@ impl Job {
                     None => Ok(()),
                 }
             }
+            Self::Upscale { model, picture, factor } => {
+                find(registry, model, ModelTask::Upscale)?;
+                if !UPSCALE_FACTORS.contains(factor) {
+                    return invalid(format!("factor is {factor}, but it must be one of {UPSCALE_FACTORS:?}"));
+                }
+                check_picture(picture)
+            }
+            Self::Classify { model, pictures } => {
+                find(registry, model, ModelTask::NsfwClassification)?;
+                check_count(pictures.len(), "pictures")?;
+                pictures.iter().try_for_each(check_picture)
+            }
             Self::Features { picture } => check_picture(picture),
         }
     }
@@ -86,10 +109,13 @@ impl Job {
     pub fn work(&self, registry: &Registry) -> Option<f64> {
         let spec = registry.get(self.model()?.as_str())?;
         match self {
-            Self::TextToImage { request, .. } => {
+            Self::Generate { request, .. } => {
                 Some(spec.picture_work(request.width, request.height, request.steps))
             }
-            Self::Embed { pictures, .. } => Some(spec.work_units * pictures.len() as f64),
+            Self::Upscale { picture, .. } => Some(spec.upscale_work(picture.width(), picture.height())),
+            Self::Embed { pictures, .. } | Self::Classify { pictures, .. } => {
+                Some(spec.work_units * pictures.len() as f64)
+            }
             Self::EmbedTexts { texts, .. } => Some(spec.work_units * texts.len() as f64),
             Self::Features { .. } => None,
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 use crate::{
     clip::Clip,
     device::DeviceKind,
-    diffusion::{GenerateError, Pipeline, StepControl, TextToImage},
+    diffusion::{Generate, GenerateError, Pipeline, StepControl},
     embedded,
     features::{Features, ImageHashes},
     loader::LoadError,
@@ -87,7 +87,7 @@ impl Models {
     fn picture(
         &self,
         model: &ModelId,
-        request: &TextToImage,
+        request: &Generate,
         control: &mut Control<Output>,
     ) -> Result<Output, JobError> {
         let pipeline = self.pipelines.get(model).ok_or_else(|| not_loaded(model))?;
@@ -108,7 +108,7 @@ impl Models {
     fn run(&self, job: Job, control: &mut Control<Output>) -> Result<Output, JobError> {
         let clip = |model: &ModelId| self.clips.get(model).ok_or_else(|| not_loaded(model));
         match job {
-            Job::TextToImage { model, request } => self.picture(&model, &request, control),
+            Job::Generate { model, request } => self.picture(&model, &request, control),
             Job::Embed { model, pictures } => {
                 let clip = clip(&model)?;
                 let mut embeddings = Vec::with_capacity(pictures.len());
@@ -124,6 +124,7 @@ impl Models {
                 let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
                 Ok(Output::Embeddings(clip(&model)?.embed_texts(&texts).map_err(JobError::from_model)?))
             }
+            Job::Upscale { model, .. } | Job::Classify { model, .. } => Err(not_loaded(&model)),
             Job::Features { picture } => Ok(Output::Features(self.features(&picture)?)),
         }
     }

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use super::*;
 use crate::{
-    diffusion::TextToImage,
+    diffusion::{Generate, Start},
     features::{ImageHashes, cosine_similarity},
     picture::{Limits, RgbPicture},
 };
@@ -25,7 +25,7 @@ fn start(config: &EngineConfig) -> Engine {
 }
 
 fn apple(seed: u64, steps: usize) -> Job {
-    let request = TextToImage {
+    let request = Generate {
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
         width: 64,
@@ -33,8 +33,10 @@ fn apple(seed: u64, steps: usize) -> Job {
         steps,
         guidance: 4.0,
         seed,
+        start: Start::Noise,
+        controls: Vec::new(),
     };
-    Job::TextToImage { model: id(MODEL), request }
+    Job::Generate { model: id(MODEL), request }
 }
 
 fn submit(engine: &Engine, job: Job, cancel: &CancelToken) -> Receiver<JobEvent> {
