@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use argus_models::{
     Limits, ModelId, ModelSpec, RgbPicture, diffusion,
     engine::{CancelToken, Engine, Job, JobError, JobErrorKind, JobEvent, Output, SubmitError},
-    registry::{Architecture, ModelTask},
+    registry::ModelTask,
 };
 use argus_protocols::{Answer, Capability, Features, ImageHashes, NsfwScores, Task, TaskKind};
 use async_trait::async_trait;
@@ -355,14 +355,10 @@ impl Backend for Jobs {
 
 /// Whether two honest answers of this model agree to the bit.
 pub fn is_exact(spec: &ModelSpec) -> bool {
-    spec.numerics == argus_models::registry::Numerics::PortableF32
+    spec.numerics.is_exact()
 }
 
 /// One sentence about a model for people.
 pub fn description(spec: &ModelSpec) -> String {
-    let what = match spec.architecture {
-        Architecture::StableDiffusion => "Stable Diffusion: pictures from words",
-        Architecture::Clip => "CLIP: embeddings of pictures",
-    };
-    format!("{what} ({})", spec.id)
+    format!("{} ({})", spec.architecture.title(), spec.id)
 }

@@ -19,6 +19,7 @@ mod pool;
 pub mod registry;
 pub mod resample;
 pub mod tokenizer;
+pub mod verified;
 pub mod weights;
 
 pub use clip::Clip;

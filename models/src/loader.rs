@@ -12,7 +12,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::embedded::EmbeddedFile;
+use crate::registry::{Component, ModelId, ModelSource};
 use crate::tokenizer::TokenizerError;
+use crate::verified::{FileProblem, Pins};
 use crate::weights::{FileBytes, Weights, WeightsError};
 
 /// The largest `config.json`, in bytes.
@@ -39,6 +41,8 @@ pub enum LoadError {
         "{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read"
     )]
     MissingWeights { model: String, part: String },
+    #[error("{path} {problem}; {mend}")]
+    NotAsPinned { path: String, problem: FileProblem, mend: String },
     #[error(transparent)]
     Weights(#[from] WeightsError),
     #[error(transparent)]
@@ -62,6 +66,7 @@ impl LoadError {
             Self::Config { .. } => "bad_config",
             Self::UnknownArchitecture { .. } => "unknown_architecture",
             Self::MissingWeights { .. } => "missing_weights",
+            Self::NotAsPinned { problem, .. } => problem.reason(),
             Self::Weights(error) => error.reason(),
             Self::Tokenizer(_) => "bad_tokenizer",
             Self::Device(error) => error.reason(),
@@ -81,6 +86,8 @@ impl From<candle_core::Error> for LoadError {
 pub struct ModelFiles {
     name: String,
     place: Place,
+    /// What files on disk must be; others are as if they were not there.
+    pins: Option<Pins>,
 }
 
 #[derive(Debug, Clone)]
@@ -93,12 +100,31 @@ impl ModelFiles {
     /// A folder on disk.
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { name: path.display().to_string(), place: Place::Folder(path) }
+        Self { name: path.display().to_string(), place: Place::Folder(path), pins: None }
+    }
+
+    /// The folder of a component of a registry's model. Where the registry pins files, no others are
+    /// opened, and their hashes are checked before anything in them is used.
+    pub(crate) fn pinned(model: &ModelId, component: &Component) -> Option<Self> {
+        match &component.source {
+            ModelSource::Embedded => None,
+            ModelSource::Folder(folder) => {
+                let pins = Pins::of(model, component);
+                if pins.is_none() {
+                    tracing::warn!(
+                        %model,
+                        folder = %folder.display(),
+                        "the registry has no hashes of these files; `argus models add` writes them"
+                    );
+                }
+                Some(Self { pins, ..Self::folder(folder) })
+            }
+        }
     }
 
     /// A model in the binary.
     pub(crate) fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
-        Self { name: format!("the embedded model {name}"), place: Place::Embedded(files) }
+        Self { name: format!("the embedded model {name}"), place: Place::Embedded(files), pins: None }
     }
 
     /// Where the files are, for messages.
@@ -110,8 +136,22 @@ impl ModelFiles {
     pub(crate) fn contains(&self, path: &str) -> bool {
         match &self.place {
             Place::Embedded(files) => files.iter().any(|file| file.path == path),
-            Place::Folder(folder) => folder.join(path).is_file(),
+            Place::Folder(folder) => match &self.pins {
+                // One that is pinned but gone must be missed when it is opened, not taken for optional.
+                Some(pins) => pins.contains(path),
+                None => folder.join(path).is_file(),
+            },
         }
+    }
+
+    /// Holds a file's bytes against what is pinned.
+    fn check_pin(&self, path: &str, bytes: &[u8]) -> Result<(), LoadError> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        pins.check(path, bytes).map_err(|problem| LoadError::NotAsPinned {
+            path: format!("{}/{path}", self.name),
+            problem,
+            mend: pins.mend().to_owned(),
+        })
     }
 
     /// Reads a small file.
@@ -121,7 +161,12 @@ impl ModelFiles {
                 Some(file) => Ok(file.bytes.to_vec()),
                 None => Err(self.missing(path)),
             },
-            Place::Folder(folder) => self.read_from(&folder.join(path), path, limit),
+            Place::Folder(_) if !self.contains(path) => Err(self.missing(path)),
+            Place::Folder(folder) => {
+                let bytes = self.read_from(&folder.join(path), path, limit)?;
+                self.check_pin(path, &bytes)?;
+                Ok(bytes)
+            }
         }
     }
 
@@ -143,6 +188,10 @@ impl ModelFiles {
     }
 
     fn missing(&self, path: &str) -> LoadError {
+        if let Some(pins) = self.pins.as_ref().filter(|pins| pins.contains(path)) {
+            let (path, mend) = (format!("{}/{path}", self.name), pins.mend().to_owned());
+            return LoadError::NotAsPinned { path, problem: FileProblem::Missing, mend };
+        }
         LoadError::MissingFile { model: self.name.clone(), path: path.to_owned() }
     }
 
@@ -198,7 +247,14 @@ impl ModelFiles {
                 Some(file) => Ok(FileBytes::Embedded(file.bytes)),
                 None => Err(self.missing(path)),
             },
-            Place::Folder(folder) if folder.join(path).is_file() => Ok(FileBytes::map(&folder.join(path))?),
+            Place::Folder(folder) if self.contains(path) => {
+                if !folder.join(path).is_file() {
+                    return Err(self.missing(path));
+                }
+                let file = FileBytes::map(&folder.join(path))?;
+                self.check_pin(path, file.as_slice())?;
+                Ok(file)
+            }
             Place::Folder(_) => Err(self.missing(path)),
         }
     }

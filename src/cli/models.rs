@@ -51,13 +51,14 @@ pub fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 /// The registry of a file, or the built-in one.
 pub fn open(path: Option<&std::path::Path>) -> anyhow::Result<Registry> {
-    let Some(path) = path else { return Ok(Registry::default()) };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Registry::from_toml(&text).with_context(|| path.display().to_string())
+    match path {
+        None => Ok(Registry::default()),
+        Some(path) => Registry::open(path).with_context(|| path.display().to_string()),
+    }
 }
 
 fn entry(spec: &ModelSpec) -> Value {
-    let source = match &spec.source {
+    let source = match &spec.component.source {
         ModelSource::Embedded => Value::from("embedded"),
         ModelSource::Folder(path) => json!({ "path": path }),
     };

@@ -100,11 +100,7 @@ impl Node {
     async fn engine(&mut self, settings: &config::Engine) -> anyhow::Result<Jobs> {
         let registry = match &settings.registry {
             None => ModelRegistry::default(),
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("engine.registry: cannot read {}", path.display()))?;
-                ModelRegistry::from_toml(&text).with_context(|| path.display().to_string())?
-            }
+            Some(path) => ModelRegistry::open(path).context("engine.registry")?,
         };
         let device: DeviceKind = settings.device.parse().context("engine.device")?;
         let models = settings.models.iter().map(|id| id.parse::<ModelId>()).collect::<Result<_, _>>();

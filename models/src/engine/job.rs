@@ -12,8 +12,6 @@ use super::SubmitError;
 
 /// The most pictures or texts that one job embeds.
 pub const MAX_EMBEDDINGS_PER_JOB: usize = 16;
-/// By how much a picture may grow along each edge.
-pub const UPSCALE_FACTORS: [u32; 2] = [2, 4];
 /// The most pixels of a picture that is embedded or described.
 pub const MAX_PICTURE_PIXELS: u64 = 16 << 20;
 /// The longest text that is embedded, in bytes.
@@ -89,9 +87,23 @@ impl Job {
                 }
             }
             Self::Upscale { model, picture, factor } => {
-                find(registry, model, ModelTask::Upscale)?;
-                if !UPSCALE_FACTORS.contains(factor) {
-                    return invalid(format!("factor is {factor}, but it must be one of {UPSCALE_FACTORS:?}"));
+                let spec = find(registry, model, ModelTask::Upscale)?;
+                let Some(limits) = &spec.upscale else {
+                    return invalid(format!("model `{model}` does not upscale"));
+                };
+                if !limits.factors.contains(factor) {
+                    return invalid(format!(
+                        "factor is {factor}, but it must be one of {:?}",
+                        limits.factors
+                    ));
+                }
+                if !limits.contains(picture.width(), picture.height()) {
+                    return invalid(format!(
+                        "a picture of {}×{}; edges of at most {} pixels are upscaled",
+                        picture.width(),
+                        picture.height(),
+                        limits.max_edge
+                    ));
                 }
                 check_picture(picture)
             }

@@ -58,7 +58,7 @@ impl Models {
                 }
                 Architecture::Clip => {
                     let is_feature_clip =
-                        spec.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
+                        spec.component.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
                     let clip = if is_feature_clip {
                         Arc::clone(&models.feature_clip)
                     } else {
