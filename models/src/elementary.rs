@@ -12,6 +12,10 @@ use std::f64::consts::{FRAC_PI_2, LN_2, PI, SQRT_2};
 
 /// Terms of the series of artanh: 1/(2k+1) for k = 1..=11.
 const ARTANH_TERMS: usize = 11;
+/// The highest power in the series of the exponential function.
+const EXPONENTIAL_TERMS: usize = 13;
+/// ln 2 in two parts; whole multiples of the first, up to 2048, are exact.
+const LN_2_PARTS: (f64, f64) = (0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10);
 /// Terms after the leading one of the series of sine and cosine.
 const CIRCULAR_TERMS: usize = 9;
 
@@ -36,6 +40,21 @@ pub fn ln(x: f64) -> f64 {
         sum = (sum + 1.0 / (2 * k + 1) as f64) * square;
     }
     exponent * LN_2 + 2.0 * s * (1.0 + sum)
+}
+
+/// e to the power of `x`, for |x| ≤ 700.
+///
+/// With x = k · ln 2 + r, k the nearest whole number: e^x = 2^k · (1 + r + r²/2! + … + r¹³/13!),
+/// the sum by Horner's rule from the highest term.
+pub fn exp(x: f64) -> f64 {
+    debug_assert!(x.abs() <= 700.0, "exp needs a number whose result is normal");
+    let whole = (x / LN_2 + 0.5).floor();
+    let rest = (x - whole * LN_2_PARTS.0) - whole * LN_2_PARTS.1;
+    let mut sum = 1.0;
+    for k in (1..=EXPONENTIAL_TERMS).rev() {
+        sum = 1.0 + sum * rest / k as f64;
+    }
+    sum * f64::from_bits(((whole as i64 + 1023) as u64) << 52)
 }
 
 /// (sin, cos) of `quarters` · π/2, for |quarters| ≤ 2^50.
@@ -88,6 +107,18 @@ mod tests {
             assert!((ln(x) - x.ln()).abs() <= 5e-16 * x.ln().abs());
         }
         assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn exp_follows_the_platform() {
+        for i in -70_000..=70_000 {
+            let x = f64::from(i) / 100.03;
+            assert!((exp(x) - x.exp()).abs() <= 1e-15 * x.exp(), "exp({x}): {:e}", exp(x));
+        }
+        assert_eq!(exp(0.0), 1.0);
+        for i in 1..=1000 {
+            close(ln(exp(f64::from(i) / 101.0)), f64::from(i) / 101.0, "ln of exp");
+        }
     }
 
     #[test]

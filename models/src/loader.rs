@@ -198,7 +198,8 @@ impl ModelFiles {
     /// Reads a JSON file.
     pub(crate) fn config<T: DeserializeOwned>(&self, path: &str) -> Result<T, LoadError> {
         let bytes = self.read(path, MAX_CONFIG_BYTES)?;
-        serde_json::from_slice(&bytes).map_err(|error| self.bad_config(path, error.to_string()))
+        serde_json::from_slice(&without_python_numbers(&bytes))
+            .map_err(|error| self.bad_config(path, error.to_string()))
     }
 
     /// An error about a config file.
@@ -282,6 +283,50 @@ impl ModelFiles {
                 format!("`{shard}` is not the name of a safetensors file in the same folder"),
             )),
             None => Ok(shards),
+        }
+    }
+}
+
+/// JSON without the numbers that only Python's writer knows: `NaN`, `Infinity` and `-Infinity`
+/// become `null`, as if they were absent. diffusers writes them into scheduler configs.
+pub(crate) fn without_python_numbers(json: &[u8]) -> Vec<u8> {
+    const NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut out = Vec::with_capacity(json.len());
+    let (mut rest, mut in_text) = (json, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let number = NUMBERS.iter().find(|number| !in_text && rest.starts_with(number));
+        if let Some(number) = number {
+            out.extend(b"null");
+            rest = &rest[number.len()..];
+            continue;
+        }
+        out.push(byte);
+        rest = after;
+        match (byte, in_text) {
+            (b'"', _) => in_text = !in_text,
+            (b'\\', true) => {
+                out.extend(rest.first());
+                rest = rest.get(1..).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_python_become_null_outside_texts() {
+        for (json, expected) in [
+            (r#"{"a": -Infinity, "b": [NaN, Infinity]}"#, r#"{"a": null, "b": [null, null]}"#),
+            (r#"{"NaN": "Infinity \" NaN", "b\\": NaN}"#, r#"{"NaN": "Infinity \" NaN", "b\\": null}"#),
+            (r#"{"a": "NaN"#, r#"{"a": "NaN"#),
+            ("\"\\", "\"\\"),
+        ] {
+            assert_eq!(String::from_utf8(without_python_numbers(json.as_bytes())).unwrap(), expected);
         }
     }
 }

@@ -309,9 +309,9 @@ fn configs_that_are_not_built_are_refused() {
     );
     assert_refused(&replaced("model_index.json", "{", ""), "bad_config", "model_index.json");
     assert_refused(
-        &replaced("scheduler/scheduler_config.json", "PNDMScheduler", "LCMScheduler"),
+        &replaced("scheduler/scheduler_config.json", "PNDMScheduler", "HeunDiscreteScheduler"),
         "bad_config",
-        "LCMScheduler",
+        "HeunDiscreteScheduler",
     );
     assert_refused(
         &replaced("scheduler/scheduler_config.json", "\"scaled_linear\"", "\"sigmoid\""),

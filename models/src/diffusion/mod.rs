@@ -24,7 +24,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 pub use request::{Control, ControlKind, Generate, MAX_CONTROL_SCALE, MAX_CONTROLS, Mask, Pads, Start};
-pub use scheduler::SchedulerError;
+pub use scheduler::{SchedulerError, SchedulerKind};
 
 use crate::device::DeviceKind;
 use crate::layers::FeatureMap;
@@ -35,7 +35,7 @@ use crate::pool::Pool;
 use crate::tokenizer::MAX_PROMPT_BYTES;
 use config::{UNetConfig, VaeConfig};
 use prompt::PromptEncoder;
-use scheduler::{Plan, Scheduler, SchedulerConfig};
+use scheduler::{Plan, Scheduler, SchedulerConfig, SeededNoise};
 use unet::{Conditioning, TextConditioning, UNet};
 use vae::{Autoencoder, LatentDistribution};
 
@@ -148,7 +148,7 @@ impl Pipeline {
         }
         let scheduler_path = "scheduler/scheduler_config.json";
         let scheduler: SchedulerConfig = files.config(scheduler_path)?;
-        let scheduler = Scheduler::new(&scheduler)
+        let scheduler = Scheduler::new(&scheduler, None)
             .map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
         let load_prompts = if is_double { PromptEncoder::load_double } else { PromptEncoder::load_single };
         let vae_dtype = if vae_config.force_upcast { DType::F32 } else { dtype };
@@ -170,6 +170,12 @@ impl Pipeline {
             vae_dtype,
             pool,
         })
+    }
+
+    /// Replaces the sampler of the model's own config, over the same noise levels.
+    pub fn set_scheduler(&mut self, kind: SchedulerKind) -> Result<(), SchedulerError> {
+        self.scheduler = self.scheduler.with_kind(kind)?;
+        Ok(())
     }
 
     /// Width and height must be multiples of this many pixels.
@@ -309,6 +315,7 @@ impl Pipeline {
         let batch = if request.guidance > 1.0 { 2 } else { 1 };
         let mut latents = noise;
         latents.iter_mut().for_each(|value| *value *= plan.initial_scale);
+        let mut run = plan.begin(0);
         for (done, step) in plan.steps.iter().enumerate() {
             if control.step(done, of).is_break() {
                 return Err(GenerateError::Cancelled { done, of });
@@ -323,7 +330,8 @@ impl Pipeline {
                 FeatureMap::from_channels_first(&input.to_dtype(self.dtype)?.to_device(&self.device)?)?;
             let output = self.unet.forward(&input, step.timestep, &conditioning)?.to_channels_first()?;
             let output: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            step.apply(&mut latents, &guide(output, request.guidance, batch));
+            let output = guide(output, request.guidance, batch);
+            run.step(&mut latents, &output, &mut SeededNoise { seed: request.seed });
         }
         // A last word so that progress ends at 100 %; the picture is as good as made.
         let _ = control.step(of, of);

@@ -112,7 +112,8 @@ fn a_whole_run_ends_where_diffusers_ends() {
     let timesteps: Vec<i64> = plan.steps.iter().map(|step| step.timestep as i64).collect();
     assert_eq!(timesteps, fixture["ddim_timesteps"].to_vec1::<i64>().unwrap());
     for steps in [1, 5, 20] {
-        let plan = Plan { steps: plan.steps[..steps].to_vec(), ..plan.clone() };
+        let mut plan = plan.clone();
+        plan.steps.truncate(steps);
         let latents =
             pipeline.denoise(&request(), &plan, values(&fixture["ddim_noise"]), &mut keep_going).unwrap();
         assert_close(
@@ -140,6 +141,24 @@ fn the_picture_does_not_depend_on_the_number_of_threads() {
     assert_eq!(picture, three.generate(&request, &mut keep_going).unwrap());
     let other = pipeline().generate(&Generate { seed: 8, ..request }, &mut keep_going).unwrap();
     assert_ne!(picture, other);
+}
+
+#[test]
+fn every_sampler_makes_a_picture_of_the_same_noise() {
+    let mut pipeline = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap();
+    let request = TextToImage { steps: 4, ..request() };
+    let mut pictures = Vec::new();
+    for kind in SchedulerKind::ALL {
+        pipeline.set_scheduler(kind).unwrap();
+        let picture = pipeline.generate(&request, &mut keep_going).unwrap();
+        assert_eq!(
+            picture,
+            pipeline.generate(&request, &mut keep_going).unwrap(),
+            "{kind} is not repeatable"
+        );
+        assert!(!pictures.contains(&picture), "{kind} gives the picture of another sampler");
+        pictures.push(picture);
+    }
 }
 
 #[test]
