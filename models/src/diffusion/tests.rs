@@ -156,7 +156,9 @@ fn every_sampler_makes_a_picture_of_the_same_noise() {
             pipeline.generate(&request, &mut keep_going).unwrap(),
             "{kind} is not repeatable"
         );
-        assert!(!pictures.contains(&picture), "{kind} gives the picture of another sampler");
+        // Over the same noise levels, Euler's ancestral steps are those of DDPM.
+        let is_new = !pictures.contains(&picture);
+        assert!(is_new || kind == SchedulerKind::EulerAncestral, "{kind} gives the picture of another sampler");
         pictures.push(picture);
     }
 }
