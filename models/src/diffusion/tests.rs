@@ -146,7 +146,7 @@ fn the_picture_does_not_depend_on_the_number_of_threads() {
 #[test]
 fn every_sampler_makes_a_picture_of_the_same_noise() {
     let mut pipeline = Pipeline::open(&embedded::find("argus-tiny").unwrap(), DeviceKind::Cpu, 2).unwrap();
-    let request = TextToImage { steps: 4, ..request() };
+    let request = Generate { steps: 4, ..request() };
     let mut pictures = Vec::new();
     for kind in SchedulerKind::ALL {
         pipeline.set_scheduler(kind).unwrap();
@@ -158,7 +158,10 @@ fn every_sampler_makes_a_picture_of_the_same_noise() {
         );
         // Over the same noise levels, Euler's ancestral steps are those of DDPM.
         let is_new = !pictures.contains(&picture);
-        assert!(is_new || kind == SchedulerKind::EulerAncestral, "{kind} gives the picture of another sampler");
+        assert!(
+            is_new || kind == SchedulerKind::EulerAncestral,
+            "{kind} gives the picture of another sampler"
+        );
         pictures.push(picture);
     }
 }

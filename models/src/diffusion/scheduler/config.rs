@@ -14,7 +14,8 @@ pub(super) const MAX_ORDER: usize = 3;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Prediction {
     Epsilon,
-    VPrediction,
+    #[serde(rename = "v_prediction")]
+    Velocity,
     #[serde(alias = "original_sample")]
     Sample,
 }

@@ -311,8 +311,9 @@ fn solve(mut rows: Vec<Vec<f64>>, mut targets: Vec<f64>) -> Vec<f64> {
         targets.swap(pivot, largest);
         for row in pivot + 1..size {
             let factor = rows[row][pivot] / rows[pivot][pivot];
-            for column in pivot..size {
-                rows[row][column] -= factor * rows[pivot][column];
+            let (above, below) = rows.split_at_mut(row);
+            for (value, known) in below[0].iter_mut().zip(&above[pivot]).skip(pivot) {
+                *value -= factor * known;
             }
             targets[row] -= factor * targets[pivot];
         }

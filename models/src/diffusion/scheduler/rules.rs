@@ -174,7 +174,7 @@ impl Reading {
             let sigma = noise;
             let picture = match self.prediction {
                 Prediction::Epsilon => latent - sigma * output,
-                Prediction::VPrediction => {
+                Prediction::Velocity => {
                     output * (-sigma / (sigma * sigma + 1.0).sqrt()) + latent / (sigma * sigma + 1.0)
                 }
                 Prediction::Sample => output,
@@ -183,7 +183,7 @@ impl Reading {
         }
         match self.prediction {
             Prediction::Epsilon => ((latent - noise * output) / signal, output),
-            Prediction::VPrediction => (signal * latent - noise * output, signal * output + noise * latent),
+            Prediction::Velocity => (signal * latent - noise * output, signal * output + noise * latent),
             Prediction::Sample => (output, (latent - signal * output) / noise),
         }
     }
