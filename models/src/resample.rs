@@ -63,6 +63,11 @@ pub struct Size {
 }
 
 impl Size {
+    /// `None` if a side is 0.
+    pub fn new(width: u32, height: u32) -> Option<Self> {
+        Some(Self { width: NonZeroU32::new(width)?, height: NonZeroU32::new(height)? })
+    }
+
     fn columns(self) -> usize {
         self.width.get() as usize
     }

@@ -5,6 +5,13 @@ use serde::Deserialize;
 
 use crate::loader::{LoadError, ModelFiles};
 
+/// The most resolutions of a network.
+const MAX_BLOCKS: usize = 16;
+/// The smallest edge of an autoencoder's tile, in pixels.
+const MIN_TILE_EDGE: usize = 256;
+/// The largest edge of an autoencoder's tile, in pixels.
+const MAX_TILE_EDGE: usize = 1024;
+
 /// A figure for all blocks, or one for each.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
@@ -22,16 +29,12 @@ impl<T: Copy> PerBlock<T> {
     }
 }
 
-/// `unet/config.json`.
+/// What the configs of a UNet and of a ControlNet, which is a copy of its contracting path, share.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct UNetConfig {
-    #[serde(rename = "_class_name")]
-    class: String,
+pub(crate) struct ContractingConfig {
     pub(crate) in_channels: usize,
-    pub(crate) out_channels: usize,
     pub(crate) block_out_channels: Vec<usize>,
     pub(crate) down_block_types: Vec<String>,
-    pub(crate) up_block_types: Vec<String>,
     #[serde(default = "mid_block")]
     mid_block_type: Option<String>,
     #[serde(default = "two")]
@@ -58,10 +61,35 @@ pub(crate) struct UNetConfig {
     addition_time_embed_dim: Option<usize>,
     #[serde(default)]
     projection_class_embeddings_input_dim: Option<usize>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
+}
+
+/// `unet/config.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct UNetConfig {
+    #[serde(rename = "_class_name")]
+    class: String,
+    pub(crate) out_channels: usize,
+    pub(crate) up_block_types: Vec<String>,
     #[serde(default)]
     pub(crate) sample_size: Option<usize>,
     #[serde(flatten)]
-    others: serde_json::Map<String, serde_json::Value>,
+    pub(crate) contracting: ContractingConfig,
+}
+
+/// The `config.json` of a ControlNet.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ControlNetConfig {
+    #[serde(rename = "_class_name")]
+    class: String,
+    #[serde(default = "three")]
+    conditioning_channels: usize,
+    /// Widths of the convolutions that shrink the control picture to the size of the latents.
+    #[serde(default = "conditioning_widths")]
+    pub(crate) conditioning_embedding_out_channels: Vec<usize>,
+    #[serde(flatten)]
+    pub(crate) contracting: ContractingConfig,
 }
 
 fn mid_block() -> Option<String> {
@@ -84,6 +112,9 @@ fn epsilon() -> f64 {
 }
 fn yes() -> bool {
     true
+}
+fn conditioning_widths() -> Vec<usize> {
+    vec![16, 32, 96, 256]
 }
 
 /// SDXL's extra conditioning: the pooled text and six figures of the picture's size.
@@ -123,6 +154,9 @@ const UNET_FIXED: &[(&str, &[&str])] = &[
     ("timestep_post_act", &["null"]),
 ];
 
+const CONTROL_FIXED: &[(&str, &[&str])] =
+    &[("controlnet_conditioning_channel_order", &["\"rgb\""]), ("global_pool_conditions", &["false"])];
+
 const VAE_FIXED: &[(&str, &[&str])] = &[
     ("act_fn", &["\"silu\""]),
     ("latents_mean", &["null"]),
@@ -130,7 +164,7 @@ const VAE_FIXED: &[(&str, &[&str])] = &[
     ("mid_block_add_attention", &["true"]),
 ];
 
-fn check_fixed(
+pub(crate) fn check_fixed(
     files: &ModelFiles,
     path: &str,
     options: &serde_json::Map<String, serde_json::Value>,
@@ -147,58 +181,47 @@ fn check_fixed(
     Ok(())
 }
 
-fn check_blocks(files: &ModelFiles, path: &str, found: &[String], known: &[&str]) -> Result<(), LoadError> {
+pub(crate) fn check_blocks(files: &ModelFiles, path: &str, found: &[String], known: &[&str]) -> Result<(), LoadError> {
     match found.iter().find(|block| !known.contains(&block.as_str())) {
         Some(block) => Err(files.unknown(path, format!("block `{block}`"))),
         None => Ok(()),
     }
 }
 
-impl UNetConfig {
-    pub(crate) fn open(files: &ModelFiles, path: &str) -> Result<Self, LoadError> {
-        let config: Self = files.config(path)?;
-        if config.class != "UNet2DConditionModel" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
+/// The middle block with attention.
+const ATTENTION_MIDDLE: &str = "UNetMidBlock2DCrossAttn";
+/// The middle block of small ControlNets: one residual block.
+const PLAIN_MIDDLE: &str = "UNetMidBlock2D";
+
+impl ContractingConfig {
+    fn check(&self, files: &ModelFiles, path: &str) -> Result<(), LoadError> {
+        check_fixed(files, path, &self.others, UNET_FIXED)?;
+        check_blocks(files, path, &self.down_block_types, &["DownBlock2D", "CrossAttnDownBlock2D"])?;
+        let blocks = self.block_out_channels.len();
+        if blocks == 0 || blocks > MAX_BLOCKS || self.down_block_types.len() != blocks {
+            return Err(files.bad_config(path, "block_out_channels and down_block_types differ in length"));
         }
-        if config.mid_block_type.as_deref() != Some("UNetMidBlock2DCrossAttn") {
-            return Err(files.unknown(path, format!("mid_block_type {:?}", config.mid_block_type)));
-        }
-        check_fixed(files, path, &config.others, UNET_FIXED)?;
-        check_blocks(files, path, &config.down_block_types, &["DownBlock2D", "CrossAttnDownBlock2D"])?;
-        check_blocks(files, path, &config.up_block_types, &["UpBlock2D", "CrossAttnUpBlock2D"])?;
-        let blocks = config.block_out_channels.len();
-        if blocks == 0 || config.down_block_types.len() != blocks || config.up_block_types.len() != blocks {
-            return Err(files.bad_config(
-                path,
-                "block_out_channels, down_block_types and up_block_types differ in length",
-            ));
-        }
-        if config.block_out_channels.contains(&0) || config.layers_per_block == 0 {
+        if self.block_out_channels.contains(&0) || self.layers_per_block == 0 {
             return Err(files.bad_config(path, "a block has no channels or no layers"));
         }
         for block in 0..blocks {
-            if config
+            if self
                 .heads(block)
-                .is_none_or(|heads| heads == 0 || !config.block_out_channels[block].is_multiple_of(heads))
+                .is_none_or(|heads| heads == 0 || !self.block_out_channels[block].is_multiple_of(heads))
             {
-                return Err(files.bad_config(
-                    path,
-                    format!("the attention heads of block {block} do not divide its channels"),
-                ));
+                let detail = format!("the attention heads of block {block} do not divide its channels");
+                return Err(files.bad_config(path, detail));
             }
-            if config.transformer_layers_per_block.get(block).is_none() {
-                return Err(files.bad_config(
-                    path,
-                    format!("transformer_layers_per_block says nothing of block {block}"),
-                ));
+            if self.transformer_layers_per_block.get(block).is_none() {
+                let detail = format!("transformer_layers_per_block says nothing of block {block}");
+                return Err(files.bad_config(path, detail));
             }
         }
-        match config.addition_embed_type.as_deref() {
-            None => {}
-            Some("text_time") if config.addition().is_some() => {}
-            Some(kind) => return Err(files.unknown(path, format!("addition_embed_type `{kind}`"))),
+        match self.addition_embed_type.as_deref() {
+            None => Ok(()),
+            Some("text_time") if self.addition().is_some() => Ok(()),
+            Some(kind) => Err(files.unknown(path, format!("addition_embed_type `{kind}`"))),
         }
-        Ok(config)
     }
 
     /// Attention heads of a block, counted from the outside.
@@ -212,6 +235,69 @@ impl UNetConfig {
             figure_channels: self.addition_time_embed_dim?,
             inputs: self.projection_class_embeddings_input_dim?,
         })
+    }
+
+    /// Whether the middle block attends to the prompt.
+    pub(crate) fn has_middle_attention(&self) -> bool {
+        self.mid_block_type.as_deref() == Some(ATTENTION_MIDDLE)
+    }
+}
+
+impl UNetConfig {
+    pub(crate) fn open(files: &ModelFiles, path: &str) -> Result<Self, LoadError> {
+        let config: Self = files.config(path)?;
+        if config.class != "UNet2DConditionModel" {
+            return Err(files.unknown(path, format!("`{}`", config.class)));
+        }
+        if !config.contracting.has_middle_attention() {
+            return Err(
+                files.unknown(path, format!("mid_block_type {:?}", config.contracting.mid_block_type))
+            );
+        }
+        check_blocks(files, path, &config.up_block_types, &["UpBlock2D", "CrossAttnUpBlock2D"])?;
+        if config.up_block_types.len() != config.contracting.block_out_channels.len() {
+            return Err(files.bad_config(path, "block_out_channels and up_block_types differ in length"));
+        }
+        config.contracting.check(files, path)?;
+        Ok(config)
+    }
+}
+
+impl ControlNetConfig {
+    /// Opens the config of a ControlNet for a UNet whose latents are `scale` pixels apart.
+    pub(crate) fn open(
+        files: &ModelFiles,
+        path: &str,
+        unet: &UNetConfig,
+        scale: usize,
+    ) -> Result<Self, LoadError> {
+        let config: Self = files.config(path)?;
+        if config.class != "ControlNetModel" {
+            return Err(files.unknown(path, format!("`{}`", config.class)));
+        }
+        let (own, unet) = (&config.contracting, &unet.contracting);
+        let middle = own.mid_block_type.as_deref();
+        if !own.has_middle_attention() && middle != Some(PLAIN_MIDDLE) {
+            return Err(files.unknown(path, format!("mid_block_type {middle:?}")));
+        }
+        check_fixed(files, path, &own.others, CONTROL_FIXED)?;
+        own.check(files, path)?;
+        let fits = own.block_out_channels == unet.block_out_channels
+            && own.layers_per_block == unet.layers_per_block
+            && own.cross_attention_dim == unet.cross_attention_dim
+            && own.addition().is_some() == unet.addition().is_some();
+        if !fits {
+            return Err(files.bad_config(path, "this ControlNet was trained for another model than it is given to"));
+        }
+        if config.conditioning_channels != 3 {
+            return Err(files.bad_config(path, "a control picture has 3 channels"));
+        }
+        let widths = &config.conditioning_embedding_out_channels;
+        if widths.len() > MAX_BLOCKS || widths.contains(&0) || 1 << widths.len() != 2 * scale {
+            let detail = format!("conditioning_embedding_out_channels does not shrink pictures by {scale}");
+            return Err(files.bad_config(path, detail));
+        }
+        Ok(config)
     }
 }
 
@@ -243,6 +329,9 @@ pub(crate) struct VaeConfig {
     pub(crate) use_post_quant_conv: bool,
     #[serde(default = "yes")]
     pub(crate) force_upcast: bool,
+    /// The edge of the pictures that the autoencoder was trained on, in pixels.
+    #[serde(default)]
+    sample_size: Option<usize>,
     #[serde(flatten)]
     others: serde_json::Map<String, serde_json::Value>,
 }
@@ -270,7 +359,8 @@ impl VaeConfig {
         check_blocks(files, path, &config.down_block_types, &["DownEncoderBlock2D"])?;
         check_blocks(files, path, &config.up_block_types, &["UpDecoderBlock2D"])?;
         let blocks = config.block_out_channels.len();
-        if blocks == 0 || config.down_block_types.len() != blocks || config.up_block_types.len() != blocks {
+        let types = [&config.down_block_types, &config.up_block_types];
+        if blocks == 0 || blocks > MAX_BLOCKS || types.iter().any(|types| types.len() != blocks) {
             return Err(files.bad_config(
                 path,
                 "block_out_channels, down_block_types and up_block_types differ in length",
@@ -285,8 +375,14 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// The edge of the tiles that large pictures are taken in, in pixels.
+    pub(crate) fn tile_edge(&self) -> usize {
+        let trained = self.sample_size.unwrap_or(512).clamp(MIN_TILE_EDGE, MAX_TILE_EDGE);
+        trained.next_multiple_of(4 * self.scale())
+    }
+
     /// Picture pixels along one edge of a latent pixel.
     pub(crate) fn scale(&self) -> usize {
-        1 << (self.block_out_channels.len() - 1).min(16)
+        1 << (self.block_out_channels.len() - 1)
     }
 }

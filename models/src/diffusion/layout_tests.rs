@@ -2,7 +2,6 @@
 //! diffusers (`models/training/layouts.py`), opened as the real ones would be, from folders.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::IndexOp;
@@ -10,8 +9,9 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use tempfile::TempDir;
 
-use super::tests::assert_close;
+use super::tests::{assert_close, denoised, keep_going};
 use super::*;
+use crate::layers::FeatureMap;
 
 const PROMPT: &str = "a red apple, on the table!";
 const NEGATIVE: &str = "blurry";
@@ -20,21 +20,27 @@ const TIMESTEP: f64 = 481.0;
 
 /// How a model's weights are laid out on disk.
 #[derive(Clone, Copy, PartialEq)]
-enum Packing {
+pub(super) enum Packing {
     Whole,
     Half,
     Sharded,
 }
 
-struct Layout {
-    folder: TempDir,
+pub(super) struct Layout {
+    pub(super) folder: TempDir,
     expected: HashMap<String, Tensor>,
 }
 
 impl Layout {
     fn unpack(name: &str, packing: Packing) -> Self {
+        Self::unpack_from("layouts", name, packing)
+    }
+
+    /// Unpacks a fixture of a folder of fixtures.
+    pub(super) fn unpack_from(fixtures: &str, name: &str, packing: Packing) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures/layouts")
+            .join("tests/fixtures")
+            .join(fixtures)
             .join(name)
             .with_extension("fixture");
         let bytes = std::fs::read(path).unwrap();
@@ -57,20 +63,20 @@ impl Layout {
         Self { folder, expected }
     }
 
-    fn expected(&self, name: &str) -> Vec<f32> {
+    pub(super) fn expected(&self, name: &str) -> Vec<f32> {
         self.tensor(name).flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    fn tensor(&self, name: &str) -> &Tensor {
+    pub(super) fn tensor(&self, name: &str) -> &Tensor {
         &self.expected[&format!("expected:{name}")]
     }
 
-    fn files(&self) -> ModelFiles {
+    pub(super) fn files(&self) -> ModelFiles {
         ModelFiles::folder(self.folder.path())
     }
 }
 
-fn write(folder: &Path, path: &str, bytes: &[u8]) {
+pub(super) fn write(folder: &Path, path: &str, bytes: &[u8]) {
     let path = folder.join(path);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, bytes).unwrap();
@@ -139,22 +145,17 @@ fn compare(layout: &Layout, pipeline: &Pipeline) {
     let noise = layout.tensor("noise").to_dtype(pipeline.dtype).unwrap();
     let output = pipeline
         .unet
-        .forward(&FeatureMap::from_channels_first(&noise).unwrap(), TIMESTEP, &conditioning)
+        .forward(&FeatureMap::from_channels_first(&noise).unwrap(), TIMESTEP, &conditioning, None)
         .unwrap();
     assert_close("unet", &values(&output.to_channels_first().unwrap()), &layout.expected("unet"));
     let plan = pipeline.scheduler.plan(4).unwrap();
     for (name, negative) in [("latents", NEGATIVE), ("latents_without_negative", "")] {
-        let found =
-            pipeline.denoise(&request(negative), &plan, layout.expected("noise"), &mut keep_going).unwrap();
+        let found = denoised(pipeline, &request(negative), &plan, layout.expected("noise"));
         assert_close(name, &found, &layout.expected(name));
     }
     let latents =
         (layout.tensor("latents") / pipeline.scaling_factor).unwrap().to_dtype(pipeline.vae_dtype).unwrap();
     assert_close("picture", &values(&pipeline.vae.decode(&latents).unwrap()), &layout.expected("picture"));
-}
-
-fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
-    ControlFlow::Continue(())
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn operations_of_other_devices_give_the_same() {
     for name in ["sd15", "sdxl"] {
         let layout = Layout::unpack(name, Packing::Whole);
         let pipeline =
-            Pipeline::load(&layout.files(), Device::Cpu, DType::F64, Pool::new(1).unwrap()).unwrap();
+            Pipeline::load(&layout.files(), &[], Device::Cpu, DType::F64, Pool::new(1).unwrap()).unwrap();
         compare(&layout, &Pipeline { vae_dtype: DType::F32, ..pipeline });
     }
 }
@@ -296,7 +297,7 @@ fn configs_that_are_not_built_are_refused() {
         "bad_config",
         "differ in length",
     );
-    assert_refused(&replaced(config, "\"in_channels\": 4", "\"in_channels\": 9"), "bad_config", "latents");
+    assert_refused(&replaced(config, "\"in_channels\": 4", "\"in_channels\": 5"), "bad_config", "latents");
     assert_refused(
         &replaced(config, "\"attention_head_dim\": 2", "\"attention_head_dim\": 3"),
         "bad_config",

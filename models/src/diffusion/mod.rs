@@ -5,10 +5,16 @@
 //! processor the bits depend neither on the number of threads nor on the instruction set.
 
 mod blocks;
-mod config;
+mod canvas;
+pub(crate) mod config;
+mod contracting;
+mod control;
+mod denoise;
+pub(crate) mod embeddings;
 mod prompt;
 mod request;
-mod scheduler;
+pub(crate) mod scheduler;
+mod tiles;
 mod transformer;
 mod unet;
 mod vae;
@@ -16,8 +22,12 @@ mod vae;
 #[cfg(test)]
 mod layout_tests;
 #[cfg(test)]
+mod pipeline_tests;
+#[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Tensor};
@@ -27,26 +37,26 @@ pub use request::{Control, ControlKind, Generate, MAX_CONTROL_SCALE, MAX_CONTROL
 pub use scheduler::{SchedulerError, SchedulerKind};
 
 use crate::device::DeviceKind;
-use crate::layers::FeatureMap;
 use crate::loader::{LoadError, ModelFiles};
 use crate::noise;
 use crate::picture::RgbPicture;
 use crate::pool::Pool;
+use crate::registry::ModelTask;
 use crate::tokenizer::MAX_PROMPT_BYTES;
-use config::{UNetConfig, VaeConfig};
-use prompt::PromptEncoder;
+use canvas::Canvas;
+use config::{ControlNetConfig, UNetConfig, VaeConfig};
+use contracting::TextConditioning;
+use control::ControlNet;
+use denoise::{Draws, ENCODE_STREAM};
+use prompt::{PromptEncoder, PromptFeatures};
 use scheduler::{Plan, Scheduler, SchedulerConfig, SeededNoise};
-use unet::{Conditioning, TextConditioning, UNet};
-use vae::{Autoencoder, LatentDistribution};
+use unet::UNet;
+use vae::Autoencoder;
 
 /// The longest edge of a picture, in pixels.
 pub const MAX_EDGE: usize = 2048;
 /// The strongest guidance.
 pub const MAX_GUIDANCE: f32 = 50.0;
-/// The noise stream that a picture starts from.
-const START_STREAM: u64 = 0;
-/// The noise stream that latents of a given picture are drawn with.
-const ENCODE_STREAM: u64 = 1;
 
 /// Hears of the progress of a generation, and may end it.
 pub trait StepControl {
@@ -85,10 +95,22 @@ impl GenerateError {
     }
 }
 
+/// An error about a field of a request.
+pub(crate) fn invalid(
+    field: &'static str,
+    found: impl fmt::Display,
+    allowed: impl fmt::Display,
+) -> GenerateError {
+    GenerateError::Invalid { field, found: found.to_string(), allowed: allowed.to_string() }
+}
+
 #[derive(Deserialize)]
 struct ModelIndex {
     #[serde(rename = "_class_name")]
     class: String,
+    /// Whether the sizes give way to a score of beauty, as in Stable Diffusion XL's refiner.
+    #[serde(default)]
+    requires_aesthetics_score: bool,
     /// Whether an absent negative prompt is zeros instead of the encoded empty text.
     #[serde(default)]
     force_zeros_for_empty_prompt: bool,
@@ -99,9 +121,12 @@ pub struct Pipeline {
     prompts: PromptEncoder,
     zero_negative: bool,
     unet: UNet,
+    controls: BTreeMap<ControlKind, ControlNet>,
     vae: Autoencoder,
     scheduler: Scheduler,
     latent_channels: usize,
+    /// Those of the latents, or with a mask and the latents of a picture's known part beside them.
+    input_channels: usize,
     /// Picture pixels along one edge of a latent pixel.
     scale: usize,
     edge_multiple: usize,
@@ -117,35 +142,42 @@ pub struct Pipeline {
 impl Pipeline {
     /// Opens a model in the layout of diffusers. `threads`: 0 for one a core.
     pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> Result<Self, LoadError> {
-        Self::open_on(files, device, Pool::new(threads)?)
+        Self::open_on(files, &[], device, Pool::new(threads)?)
     }
 
-    /// As [`Self::open`], to compute on the threads of `pool`.
-    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> Result<Self, LoadError> {
+    /// As [`Self::open`], with ControlNets that were trained for the model, one of a kind at most.
+    pub fn open_with_controls(
+        files: &ModelFiles,
+        controls: &[(ControlKind, ModelFiles)],
+        device: DeviceKind,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        Self::open_on(files, controls, device, Pool::new(threads)?)
+    }
+
+    /// As [`Self::open_with_controls`], to compute on the threads of `pool`.
+    pub(crate) fn open_on(
+        files: &ModelFiles,
+        controls: &[(ControlKind, ModelFiles)],
+        device: DeviceKind,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
         let (device, dtype) = (device.open()?, device.dtype());
-        pool.run(|| Self::load(files, device, dtype, pool.clone()))
+        pool.run(|| Self::load(files, controls, device, dtype, pool.clone()))
     }
 
-    fn load(files: &ModelFiles, device: Device, dtype: DType, pool: Pool) -> Result<Self, LoadError> {
+    fn load(
+        files: &ModelFiles,
+        controls: &[(ControlKind, ModelFiles)],
+        device: Device,
+        dtype: DType,
+        pool: Pool,
+    ) -> Result<Self, LoadError> {
         let index: ModelIndex = files.config("model_index.json")?;
-        let is_double = match index.class.as_str() {
-            "StableDiffusionPipeline" => false,
-            "StableDiffusionXLPipeline" => true,
-            other => return Err(files.unknown("model_index.json", format!("`{other}`"))),
-        };
+        let is_double = index.is_double(files)?;
         let unet_config = UNetConfig::open(files, "unet/config.json")?;
         let vae_config = VaeConfig::open(files, "vae/config.json")?;
-        if is_double != unet_config.addition().is_some() {
-            return Err(
-                files.bad_config("unet/config.json", "addition_embed_type does not fit the pipeline's class")
-            );
-        }
-        if unet_config.in_channels != vae_config.latent_channels
-            || unet_config.out_channels != vae_config.latent_channels
-        {
-            return Err(files
-                .bad_config("unet/config.json", "its channels are not those of the autoencoder's latents"));
-        }
+        check_fit(files, is_double, &unet_config, &vae_config)?;
         let scheduler_path = "scheduler/scheduler_config.json";
         let scheduler: SchedulerConfig = files.config(scheduler_path)?;
         let scheduler = Scheduler::new(&scheduler, None)
@@ -153,15 +185,21 @@ impl Pipeline {
         let load_prompts = if is_double { PromptEncoder::load_double } else { PromptEncoder::load_single };
         let vae_dtype = if vae_config.force_upcast { DType::F32 } else { dtype };
         let scale = vae_config.scale();
+        let load_control = |(kind, files): &(ControlKind, ModelFiles)| {
+            let config = ControlNetConfig::open(files, "config.json", &unet_config, scale)?;
+            Ok((*kind, ControlNet::load(&files.weights("", &device, dtype)?, &config)?))
+        };
         Ok(Self {
             prompts: load_prompts(files, &device, dtype)?,
             zero_negative: is_double && index.force_zeros_for_empty_prompt,
             unet: UNet::load(&files.weights("unet", &device, dtype)?, &unet_config)?,
+            controls: controls.iter().map(load_control).collect::<Result<_, LoadError>>()?,
             vae: Autoencoder::load(&files.weights("vae", &device, vae_dtype)?, &vae_config)?,
             scheduler,
             latent_channels: vae_config.latent_channels,
+            input_channels: unet_config.contracting.in_channels,
             scale,
-            edge_multiple: scale << (unet_config.block_out_channels.len() - 1).min(16),
+            edge_multiple: scale << (unet_config.contracting.block_out_channels.len() - 1),
             default_edge: unet_config.sample_size.unwrap_or(64).saturating_mul(scale).min(MAX_EDGE),
             scaling_factor: vae_config.scaling_factor,
             shift: vae_config.shift_factor.unwrap_or(0.0),
@@ -188,22 +226,41 @@ impl Pipeline {
         self.default_edge
     }
 
-    /// Makes a picture, from the noise that the seed names.
+    /// Whether the model's networks can do a task.
+    pub fn can(&self, task: ModelTask) -> bool {
+        match task {
+            ModelTask::TextToImage | ModelTask::ImageToImage => !self.is_inpaint_network(),
+            ModelTask::Inpaint | ModelTask::Uncrop => true,
+            ModelTask::Scribble => self.controls.contains_key(&ControlKind::Scribble),
+            ModelTask::Canny => self.controls.contains_key(&ControlKind::Canny),
+            ModelTask::Depth => self.controls.contains_key(&ControlKind::Depth),
+            ModelTask::Upscale | ModelTask::ImageEmbedding | ModelTask::NsfwClassification => false,
+        }
+    }
+
+    /// Whether the UNet sees a mask and the known part of a picture, and needs them.
+    fn is_inpaint_network(&self) -> bool {
+        self.input_channels != self.latent_channels
+    }
+
+    /// Makes a picture; all noise is named by the seed.
     pub fn generate(
         &self,
         request: &Generate,
         control: &mut (dyn StepControl + Send),
     ) -> Result<RgbPicture, GenerateError> {
         let plan = self.check(request)?;
-        if request.start != Start::Noise || !request.controls.is_empty() {
-            let (found, allowed) =
-                ("given".to_owned(), "absent: this model makes pictures of words alone".to_owned());
-            return Err(GenerateError::Invalid { field: "picture", found, allowed });
-        }
-        let noise = noise::normal(request.seed, START_STREAM, self.latent_count(request));
         self.pool.run(|| {
-            let latents = self.denoise(request, &plan, noise, control)?;
-            self.decode(latents, request)
+            let canvas = self.canvas(request, &plan)?;
+            let draws = Draws::of_seed(request.seed, self.latent_count(request));
+            let mut step_noise = SeededNoise { seed: request.seed };
+            let latents =
+                self.denoise(request, canvas.as_ref(), &plan, draws, &mut step_noise, control)?;
+            let made = self.decode(latents, request)?;
+            Ok(match &canvas {
+                Some(canvas) => canvas.finish(made),
+                None => made,
+            })
         })
     }
 
@@ -212,33 +269,12 @@ impl Pipeline {
     /// [`Self::edge_multiple`].
     pub fn encode(&self, picture: &RgbPicture, seed: u64) -> Result<Vec<f32>, GenerateError> {
         self.check_edges(picture.width(), picture.height())?;
+        let pixels = picture.width() as usize * picture.height() as usize;
+        let length = self.latent_channels * pixels / (self.scale * self.scale);
         self.pool.run(|| {
-            let LatentDistribution { mean, log_variance } =
-                self.vae.encode(&self.signed_picture(picture)?)?;
-            let noise = Tensor::from_vec(
-                noise::normal(seed, ENCODE_STREAM, mean.elem_count()),
-                mean.shape(),
-                &Device::Cpu,
-            )?;
-            let noise = noise.to_dtype(self.vae_dtype)?.to_device(&self.device)?;
-            let latents = (mean + ((log_variance * 0.5)?.exp()? * noise)?)?;
-            finite(
-                ((latents - self.shift)? * self.scaling_factor)?
-                    .to_dtype(DType::F32)?
-                    .flatten_all()?
-                    .to_vec1()?,
-            )
+            let noise = noise::normal(seed, ENCODE_STREAM, length);
+            self.encode_signed(&self.signed_picture(picture, None)?, noise)
         })
-    }
-
-    /// A picture as the autoencoder takes it: `[1, 3, height, width]` in −1 … 1.
-    fn signed_picture(&self, picture: &RgbPicture) -> candle_core::Result<Tensor> {
-        let channel = |channel: usize| {
-            picture.pixels().iter().skip(channel).step_by(3).map(|value| f32::from(*value) / 127.5 - 1.0)
-        };
-        let values: Vec<f32> = (0..3).flat_map(channel).collect();
-        let shape = (1, 3, picture.height() as usize, picture.width() as usize);
-        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.vae_dtype)?.to_device(&self.device)
     }
 
     fn latent_count(&self, request: &Generate) -> usize {
@@ -249,8 +285,8 @@ impl Pipeline {
         for (field, edge) in [("width", width), ("height", height)] {
             let edge = edge as usize;
             if edge == 0 || edge > MAX_EDGE || !edge.is_multiple_of(self.edge_multiple) {
-                let allowed = format!("a multiple of {} up to {MAX_EDGE}", self.edge_multiple);
-                return Err(GenerateError::Invalid { field, found: edge.to_string(), allowed });
+                let allowed = format_args!("a multiple of {} up to {MAX_EDGE}", self.edge_multiple);
+                return Err(invalid(field, edge, allowed));
             }
         }
         Ok(())
@@ -260,30 +296,64 @@ impl Pipeline {
         self.check_edges(request.width, request.height)?;
         for (field, text) in [("prompt", &request.prompt), ("negative_prompt", &request.negative_prompt)] {
             if text.len() > MAX_PROMPT_BYTES {
-                let found = format!("{} bytes long", text.len());
-                return Err(GenerateError::Invalid {
+                return Err(invalid(
                     field,
-                    found,
-                    allowed: format!("at most {MAX_PROMPT_BYTES} bytes long"),
-                });
+                    format_args!("{} bytes long", text.len()),
+                    format_args!("at most {MAX_PROMPT_BYTES} bytes long"),
+                ));
             }
         }
         if !(0.0..=MAX_GUIDANCE).contains(&request.guidance) {
-            return Err(GenerateError::Invalid {
-                field: "guidance",
-                found: request.guidance.to_string(),
-                allowed: format!("0 to {MAX_GUIDANCE}"),
-            });
+            return Err(invalid("guidance", request.guidance, format_args!("0 to {MAX_GUIDANCE}")));
         }
-        self.scheduler.plan(request.steps).map_err(|_| GenerateError::Invalid {
-            field: "steps",
-            found: request.steps.to_string(),
-            allowed: format!("1 to {}", self.scheduler.max_steps()),
+        self.check_controls(&request.controls)?;
+        self.scheduler.plan(request.steps).map_err(|_| {
+            invalid("steps", request.steps, format_args!("1 to {}", self.scheduler.max_steps()))
         })
     }
 
+    fn check_controls(&self, controls: &[Control]) -> Result<(), GenerateError> {
+        if controls.len() > MAX_CONTROLS {
+            return Err(invalid("controls", controls.len(), format_args!("{MAX_CONTROLS} at most")));
+        }
+        for control in controls {
+            if !self.controls.contains_key(&control.kind) {
+                return Err(self.no_control(control.kind));
+            }
+            if !(control.scale > 0.0 && control.scale <= MAX_CONTROL_SCALE) {
+                return Err(invalid("scale", control.scale, format_args!("above 0, to {MAX_CONTROL_SCALE}")));
+            }
+            if !control.is_prepared {
+                return Err(invalid(
+                    "control",
+                    "a picture that is not prepared",
+                    format_args!("a {} picture already", control.kind),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the request starts from, unless it is noise alone.
+    fn canvas(&self, request: &Generate, plan: &Plan) -> Result<Option<Canvas>, GenerateError> {
+        let needs_mask = self.is_inpaint_network();
+        let has_mask = matches!(request.start, Start::Inpaint { .. } | Start::Uncrop { .. });
+        if needs_mask && !has_mask {
+            let allowed = "a picture with a mask or pads: this model paints into pictures";
+            return Err(invalid("picture", "without a mask, or absent", allowed));
+        }
+        let canvas = Canvas::of(request, self.scale as u32)?;
+        if let Some(Canvas { strength, .. }) = canvas
+            && plan.begin_at_strength(strength) >= plan.steps.len()
+        {
+            let least = 1.0 / plan.steps.len() as f64;
+            return Err(invalid("strength", strength, format_args!("{least:.3} or more, for one step")));
+        }
+        Ok(canvas)
+    }
+
     /// Text features of the prompt, after those of the negative prompt where there is guidance.
-    fn condition(&self, request: &Generate) -> Result<Conditioning, GenerateError> {
+    fn features(&self, request: &Generate) -> Result<PromptFeatures, GenerateError> {
         let guided = request.guidance > 1.0;
         let texts = [request.negative_prompt.as_str(), request.prompt.as_str()];
         let mut features = self.prompts.encode(if guided { &texts } else { &texts[1..] })?;
@@ -292,50 +362,7 @@ impl Pipeline {
             features.context = features.context.broadcast_mul(&keep.reshape((2, 1, 1))?)?;
             features.pooled = features.pooled.broadcast_mul(&keep.reshape((2, 1))?)?;
         }
-        let (height, width) = (f64::from(request.height), f64::from(request.width));
-        let text = TextConditioning {
-            context: &features.context,
-            pooled: &features.pooled,
-            size: [height, width, 0.0, 0.0, height, width],
-        };
-        Ok(self.unet.prepare(&text)?)
-    }
-
-    /// Turns noise into latents, `[latent channels, height, width]`.
-    fn denoise(
-        &self,
-        request: &Generate,
-        plan: &Plan,
-        noise: Vec<f32>,
-        control: &mut (dyn StepControl + Send),
-    ) -> Result<Vec<f32>, GenerateError> {
-        let of = plan.steps.len();
-        let conditioning = self.condition(request)?;
-        let (height, width) = (request.height as usize / self.scale, request.width as usize / self.scale);
-        let batch = if request.guidance > 1.0 { 2 } else { 1 };
-        let mut latents = noise;
-        latents.iter_mut().for_each(|value| *value *= plan.initial_scale);
-        let mut run = plan.begin(0);
-        for (done, step) in plan.steps.iter().enumerate() {
-            if control.step(done, of).is_break() {
-                return Err(GenerateError::Cancelled { done, of });
-            }
-            let input: Vec<f32> = latents.iter().map(|value| value * step.input_scale).collect();
-            let input = Tensor::from_vec(
-                input.repeat(batch),
-                (batch, self.latent_channels, height, width),
-                &Device::Cpu,
-            )?;
-            let input =
-                FeatureMap::from_channels_first(&input.to_dtype(self.dtype)?.to_device(&self.device)?)?;
-            let output = self.unet.forward(&input, step.timestep, &conditioning)?.to_channels_first()?;
-            let output: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-            let output = guide(output, request.guidance, batch);
-            run.step(&mut latents, &output, &mut SeededNoise { seed: request.seed });
-        }
-        // A last word so that progress ends at 100 %; the picture is as good as made.
-        let _ = control.step(of, of);
-        finite(latents)
+        Ok(features)
     }
 
     /// Turns latents into a picture.
@@ -356,18 +383,57 @@ impl Pipeline {
     }
 }
 
-/// The guided prediction: `without + guidance · (with − without)`.
-fn guide(mut output: Vec<f32>, guidance: f32, batch: usize) -> Vec<f32> {
-    if batch == 1 {
-        return output;
+impl PromptFeatures {
+    /// What conditions the networks for a request.
+    fn conditioning(&self, request: &Generate) -> TextConditioning<'_> {
+        let (height, width) = (f64::from(request.height), f64::from(request.width));
+        let size = [height, width, 0.0, 0.0, height, width];
+        TextConditioning { context: &self.context, pooled: &self.pooled, size }
     }
-    let conditional = output.split_off(output.len() / 2);
-    for (without, with) in output.iter_mut().zip(conditional) {
-        *without += guidance * (with - *without);
-    }
-    output
 }
 
-fn finite(values: Vec<f32>) -> Result<Vec<f32>, GenerateError> {
+impl ModelIndex {
+    /// Whether the pipeline is one of Stable Diffusion XL's, with two text encoders.
+    fn is_double(&self, files: &ModelFiles) -> Result<bool, LoadError> {
+        const PATH: &str = "model_index.json";
+        if self.requires_aesthetics_score {
+            return Err(files.unknown(PATH, "a refiner"));
+        }
+        let kind = self.class.strip_prefix("StableDiffusion").and_then(|name| name.strip_suffix("Pipeline"));
+        let (is_double, kind) = match kind.map(|kind| (kind, kind.strip_prefix("XL"))) {
+            Some((_, Some(kind))) => (true, kind),
+            Some((kind, None)) => (false, kind),
+            None => return Err(files.unknown(PATH, format!("`{}`", self.class))),
+        };
+        let kind = kind.strip_prefix("ControlNet").unwrap_or(kind);
+        match kind {
+            "" | "Img2Img" | "Inpaint" => Ok(is_double),
+            _ => Err(files.unknown(PATH, format!("`{}`", self.class))),
+        }
+    }
+}
+
+/// Holds the configs of a model's parts against each other.
+fn check_fit(
+    files: &ModelFiles,
+    is_double: bool,
+    unet: &UNetConfig,
+    vae: &VaeConfig,
+) -> Result<(), LoadError> {
+    let path = "unet/config.json";
+    if is_double != unet.contracting.addition().is_some() {
+        return Err(files.bad_config(path, "addition_embed_type does not fit the pipeline's class"));
+    }
+    let (latents, inputs) = (vae.latent_channels, unet.contracting.in_channels);
+    if ![latents, latents.saturating_mul(2).saturating_add(1)].contains(&inputs) || unet.out_channels != latents {
+        return Err(files.bad_config(
+            path,
+            "its channels are neither those of the autoencoder's latents nor those of an inpaint network",
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn finite(values: Vec<f32>) -> Result<Vec<f32>, GenerateError> {
     if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(GenerateError::NotFinite) }
 }

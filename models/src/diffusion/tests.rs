@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use super::*;
 use crate::embedded;
+use crate::layers::FeatureMap;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -59,7 +60,14 @@ fn request() -> Generate {
     }
 }
 
-fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
+/// The latents of a picture of words alone, from given noise.
+pub(super) fn denoised(pipeline: &Pipeline, request: &Generate, plan: &Plan, start: Vec<f32>) -> Vec<f32> {
+    let draws = Draws { start, picture: Vec::new(), known: Vec::new() };
+    let mut step_noise = SeededNoise { seed: request.seed };
+    pipeline.denoise(request, None, plan, draws, &mut step_noise, &mut keep_going).unwrap()
+}
+
+pub(super) fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -83,7 +91,7 @@ fn the_unet_predicts_what_diffusers_predicts() {
     let unet = &pipeline().unet;
     let timestep = fixture["unet_timestep"].to_vec1::<i64>().unwrap()[0] as f64;
     let latents = FeatureMap::from_channels_first(&fixture["unet_latents"]).unwrap();
-    let found = unet.forward(&latents, timestep, &unet.prepare(&text).unwrap()).unwrap();
+    let found = unet.forward(&latents, timestep, &unet.prepare(&text).unwrap(), None).unwrap();
     assert_close("unet", &values(&found.to_channels_first().unwrap()), &values(&fixture["unet_epsilon"]));
 }
 
@@ -95,7 +103,7 @@ fn the_autoencoder_is_that_of_diffusers() {
     assert_close("decode", &values(&decoded), &values(&fixture["vae_decode_picture"]));
     let bytes = std::fs::read(fixtures().join("pictures/scene-64x64.png")).unwrap();
     let picture = RgbPicture::decode(&bytes, &Default::default()).unwrap();
-    let found = vae.encode(&pipeline().signed_picture(&picture).unwrap()).unwrap();
+    let found = vae.encode(&pipeline().signed_picture(&picture, None).unwrap()).unwrap();
     assert_close("encode, mean", &values(&found.mean), &values(&fixture["vae_encode_mean"]));
     assert_close(
         "encode, log variance",
@@ -114,8 +122,7 @@ fn a_whole_run_ends_where_diffusers_ends() {
     for steps in [1, 5, 20] {
         let mut plan = plan.clone();
         plan.steps.truncate(steps);
-        let latents =
-            pipeline.denoise(&request(), &plan, values(&fixture["ddim_noise"]), &mut keep_going).unwrap();
+        let latents = denoised(pipeline, &request(), &plan, values(&fixture["ddim_noise"]));
         assert_close(
             &format!("after {steps} steps"),
             &latents,

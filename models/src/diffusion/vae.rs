@@ -4,12 +4,17 @@ use candle_core::{Result, Tensor};
 
 use super::blocks::{NormFigures, ResidualBlock, Upsampler};
 use super::config::VaeConfig;
+use super::tiles::{TileEdges, in_tiles};
 use crate::layers::attention::{KeysValues, attend};
 use crate::layers::{Conv2d, FeatureMap, GroupNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
 /// The autoencoder's normalisations use this, whatever its config says.
 const EPSILON: f64 = 1e-6;
+
+/// The most pixels of a picture that is taken whole; larger ones are taken in tiles. Everybody must
+/// take the same pictures in tiles, since the bits differ.
+const MAX_WHOLE_PIXELS: usize = 1 << 20;
 
 /// What a picture becomes: a normal distribution of latents.
 pub(crate) struct LatentDistribution {
@@ -26,6 +31,10 @@ pub(crate) struct Autoencoder {
     dequantise: Option<Conv2d>,
     decoder: Decoder,
     latent_channels: usize,
+    scale: usize,
+    /// Edge of a tile, in pixels.
+    pub(super) tile_edge: usize,
+    pub(super) max_whole_pixels: usize,
 }
 
 impl Autoencoder {
@@ -40,16 +49,26 @@ impl Autoencoder {
             dequantise: point(config.use_post_quant_conv, "post_quant_conv", latents)?,
             decoder: Decoder::load(&weights.at("decoder"), config)?,
             latent_channels: latents,
+            scale: config.scale(),
+            tile_edge: config.tile_edge(),
+            max_whole_pixels: MAX_WHOLE_PIXELS,
         })
     }
 
-    /// Encodes `[batch, 3, height, width]`; the factor and shift of the config are not applied.
+    fn is_taken_whole(&self, height: usize, width: usize) -> bool {
+        height.saturating_mul(width) <= self.max_whole_pixels
+    }
+
+    /// Encodes `[batch, 3, height, width]`, large pictures in tiles; the factor and shift of the
+    /// config are not applied.
     pub(crate) fn encode(&self, pictures: &Tensor) -> Result<LatentDistribution> {
-        let mut moments = self.encoder.forward(&FeatureMap::from_channels_first(pictures)?)?;
-        if let Some(quantise) = &self.quantise {
-            moments = quantise.forward(&moments)?;
-        }
-        let moments = moments.to_channels_first()?;
+        let (_, _, height, width) = pictures.dims4()?;
+        let moments = if self.is_taken_whole(height, width) {
+            self.moments(pictures)?
+        } else {
+            let edges = TileEdges { input: self.tile_edge, output: self.tile_edge / self.scale };
+            in_tiles(pictures, edges, |tile| self.moments(tile))?
+        };
         Ok(LatentDistribution {
             mean: moments.narrow(1, 0, self.latent_channels)?.contiguous()?,
             log_variance: moments
@@ -58,8 +77,26 @@ impl Autoencoder {
         })
     }
 
-    /// Decodes `[batch, latent channels, height, width]`; the result is not clamped.
+    fn moments(&self, pictures: &Tensor) -> Result<Tensor> {
+        let mut moments = self.encoder.forward(&FeatureMap::from_channels_first(pictures)?)?;
+        if let Some(quantise) = &self.quantise {
+            moments = quantise.forward(&moments)?;
+        }
+        moments.to_channels_first()
+    }
+
+    /// Decodes `[batch, latent channels, height, width]`, large pictures in tiles; the result is not
+    /// clamped.
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let (_, _, height, width) = latents.dims4()?;
+        if self.is_taken_whole(height * self.scale, width * self.scale) {
+            return self.decode_whole(latents);
+        }
+        let edges = TileEdges { input: self.tile_edge / self.scale, output: self.tile_edge };
+        in_tiles(latents, edges, |tile| self.decode_whole(tile))
+    }
+
+    fn decode_whole(&self, latents: &Tensor) -> Result<Tensor> {
         let mut hidden = FeatureMap::from_channels_first(latents)?;
         if let Some(dequantise) = &self.dequantise {
             hidden = dequantise.forward(&hidden)?;

@@ -76,6 +76,16 @@ impl FeatureMap {
         }
     }
 
+    /// The sum of two maps of one extent.
+    pub(crate) fn add(&self, other: &Self) -> Result<Self> {
+        Ok(Self((&self.0 + &other.0)?))
+    }
+
+    /// Every value times `factor`.
+    pub(crate) fn scale(&self, factor: f64) -> Result<Self> {
+        Ok(Self((&self.0 * factor)?))
+    }
+
     /// The channels of `self`, then those of `other`.
     pub(crate) fn concatenate(&self, other: &Self) -> Result<Self> {
         if !is_host(&self.0) {
