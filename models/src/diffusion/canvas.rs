@@ -10,21 +10,21 @@ use crate::picture::RgbPicture;
 use crate::resample::{self, Filter};
 
 /// Pixels over which what is made anew fades in.
-pub(super) const FADE: u32 = 4;
+pub(crate) const FADE: u32 = 4;
 /// The luma from which a pixel of a resampled mask is made anew.
 const MASK_THRESHOLD: u8 = 128;
 
 /// What a picture is made from, at the size asked for.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Canvas {
-    pub(super) picture: RgbPicture,
-    pub(super) masks: Option<Masks>,
-    pub(super) strength: f32,
+pub(crate) struct Canvas {
+    pub(crate) picture: RgbPicture,
+    pub(crate) masks: Option<Masks>,
+    pub(crate) strength: f32,
 }
 
 /// Which pixels are made anew.
 #[derive(Clone, PartialEq)]
-pub(super) struct Masks {
+pub(crate) struct Masks {
     /// By diffusion, row by row.
     painted: Vec<bool>,
     /// In the result, row by row: never more than `painted`.
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Masks {
 impl Canvas {
     /// What a request starts from; `None` where that is noise alone. `cell`: pixels along one edge of
     /// a latent pixel. The request's size must have been checked.
-    pub(super) fn of(request: &Generate, cell: u32) -> Result<Option<Self>, GenerateError> {
+    pub(crate) fn of(request: &Generate, cell: u32) -> Result<Option<Self>, GenerateError> {
         let (width, height) = (request.width, request.height);
         match &request.start {
             Start::Noise => Ok(None),
@@ -93,7 +93,7 @@ impl Canvas {
     }
 
     /// The result: what was made where it is to be made anew, the picture elsewhere.
-    pub(super) fn finish(&self, made: RgbPicture) -> RgbPicture {
+    pub(crate) fn finish(&self, made: RgbPicture) -> RgbPicture {
         let Some(masks) = &self.masks else { return made };
         let opacities = opacities(&masks.anew, made.width() as usize);
         let (width, height) = (made.width(), made.height());
@@ -113,13 +113,13 @@ impl Canvas {
 impl Masks {
     /// 1 where a latent pixel is painted, 0 elsewhere, row by row: as diffusers, by the pixel in its
     /// top left corner.
-    pub(super) fn latent(&self, width: u32, cell: usize) -> Vec<f32> {
+    pub(crate) fn latent(&self, width: u32, cell: usize) -> Vec<f32> {
         let rows = self.painted.chunks_exact(width as usize).step_by(cell);
         rows.flat_map(|row| row.iter().step_by(cell)).map(|painted| f32::from(u8::from(*painted))).collect()
     }
 
     /// Whether each pixel is painted, row by row.
-    pub(super) fn painted(&self) -> &[bool] {
+    pub(crate) fn painted(&self) -> &[bool] {
         &self.painted
     }
 }
@@ -152,7 +152,7 @@ fn opacities(anew: &[bool], width: usize) -> Vec<u32> {
 }
 
 /// The picture at a size, as diffusers resamples it.
-pub(super) fn resized(picture: &RgbPicture, width: u32, height: u32) -> RgbPicture {
+pub(crate) fn resized(picture: &RgbPicture, width: u32, height: u32) -> RgbPicture {
     if (picture.width(), picture.height()) == (width, height) {
         return picture.clone();
     }

@@ -5,7 +5,7 @@
 //! processor the bits depend neither on the number of threads nor on the instruction set.
 
 mod blocks;
-mod canvas;
+pub(crate) mod canvas;
 pub(crate) mod config;
 mod contracting;
 mod control;

@@ -29,7 +29,7 @@ use crate::{
     device::DeviceKind,
     loader::LoadError,
     pool::Pool,
-    registry::{ModelId, ModelSpec, Registry},
+    registry::{ModelId, ModelSpec, ModelTask, Registry},
 };
 use capacity::Capacity;
 use models::{Models, Replica};
@@ -101,6 +101,8 @@ pub enum StartError {
         "the registry offers model `{model}` in sizes of multiples of {offered}, but it makes multiples of {multiple}"
     )]
     Sizes { model: ModelId, offered: u32, multiple: usize },
+    #[error("the registry says that model `{model}` serves {task}, but its networks cannot")]
+    Task { model: ModelId, task: ModelTask },
     #[error("the warm-up of {what} on {device} failed: {source}")]
     WarmUp { what: String, device: DeviceKind, source: JobError },
     #[error("cannot start the threads of a replica: {0}")]
@@ -115,6 +117,7 @@ impl StartError {
             Self::UnknownModel(_) => "unknown_model",
             Self::Model { source, .. } => source.reason(),
             Self::Sizes { .. } => "sizes",
+            Self::Task { .. } => "task",
             Self::WarmUp { source, .. } => source.reason(),
             Self::Threads(_) => "threads",
         }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 use crate::{
     clip::Clip,
     device::DeviceKind,
-    diffusion::{Generate, GenerateError, Pipeline, StepControl},
+    diffusion::{ControlKind, Generate, GenerateError, Pipeline, StepControl},
     embedded,
     features::{Features, ImageHashes},
     loader::LoadError,
@@ -51,9 +51,11 @@ impl Models {
         for spec in specs {
             match spec.architecture {
                 Architecture::StableDiffusion => {
-                    let pipeline = Pipeline::open_on(&spec.files(), device, Pool::current());
+                    let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
+                    let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
+                    let pipeline = Pipeline::open_on(&spec.files(), &controls, device, Pool::current());
                     let pipeline = pipeline.map_err(failed(spec.id.as_str()))?;
-                    check_sizes(spec, &pipeline)?;
+                    check_offer(spec, &pipeline)?;
                     models.pipelines.insert(spec.id.clone(), pipeline);
                 }
                 Architecture::Clip => {
@@ -130,14 +132,17 @@ impl Models {
     }
 }
 
-/// A model whose registry entry offers sizes that it cannot make must not start.
-fn check_sizes(spec: &ModelSpec, pipeline: &Pipeline) -> Result<(), StartError> {
+/// A model whose registry entry offers sizes that it cannot make, or tasks, must not start.
+fn check_offer(spec: &ModelSpec, pipeline: &Pipeline) -> Result<(), StartError> {
     let (offered, multiple) = (spec.pictures.as_ref().map(|limits| limits.size), pipeline.edge_multiple());
-    match offered {
-        Some(size) if !(size.multiple_of as usize).is_multiple_of(multiple) => {
-            Err(StartError::Sizes { model: spec.id.clone(), offered: size.multiple_of, multiple })
-        }
-        _ => Ok(()),
+    if let Some(size) = offered
+        && !(size.multiple_of as usize).is_multiple_of(multiple)
+    {
+        return Err(StartError::Sizes { model: spec.id.clone(), offered: size.multiple_of, multiple });
+    }
+    match spec.tasks.iter().find(|task| !pipeline.can(**task)) {
+        Some(task) => Err(StartError::Task { model: spec.id.clone(), task: *task }),
+        None => Ok(()),
     }
 }
 
