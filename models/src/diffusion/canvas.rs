@@ -42,17 +42,15 @@ impl Canvas {
     /// What a request starts from; `None` where that is noise alone. `cell`: pixels along one edge of
     /// a latent pixel. The request's size must have been checked.
     pub(crate) fn of(request: &Generate, cell: u32) -> Result<Option<Self>, GenerateError> {
+        request.check_start()?;
         let (width, height) = (request.width, request.height);
         match &request.start {
             Start::Noise => Ok(None),
             Start::Picture { picture, strength } => {
-                check_strength(*strength)?;
                 let picture = resized(picture, width, height);
                 Ok(Some(Self { picture, masks: None, strength: *strength }))
             }
             Start::Inpaint { picture, mask, strength } => {
-                check_strength(*strength)?;
-                check_mask(mask, picture)?;
                 let anew = resized_mask(mask, width, height);
                 if !anew.contains(&true) {
                     return Err(invalid("mask", "black everywhere", "white where the picture is made anew"));
@@ -60,10 +58,7 @@ impl Canvas {
                 let masks = Some(Masks { painted: anew.clone(), anew });
                 Ok(Some(Self { picture: resized(picture, width, height), masks, strength: *strength }))
             }
-            Start::Uncrop { picture, pads } => {
-                check_pads(request, picture, *pads)?;
-                Ok(Some(Self::uncropped(picture, *pads, cell)))
-            }
+            Start::Uncrop { picture, pads } => Ok(Some(Self::uncropped(picture, *pads, cell))),
         }
     }
 
@@ -168,6 +163,25 @@ fn resized_mask(mask: &Mask, width: u32, height: u32) -> Vec<bool> {
     let samples: Vec<u8> = mask.anew().iter().map(|anew| if *anew { 255 } else { 0 }).collect();
     let resized = resample::resize::<1>(&samples, from, to, Filter::Lanczos);
     resized.into_iter().map(|luma| luma >= MASK_THRESHOLD).collect()
+}
+
+impl Generate {
+    /// Whether what the picture is made from makes sense by itself.
+    ///
+    /// # Errors
+    /// [`GenerateError::Invalid`] for a strength that is not above 0 and at most 1, a mask of another
+    /// size than its picture, and pads that do not make the picture as large as is asked for.
+    pub fn check_start(&self) -> Result<(), GenerateError> {
+        match &self.start {
+            Start::Noise => Ok(()),
+            Start::Picture { strength, .. } => check_strength(*strength),
+            Start::Inpaint { picture, mask, strength } => {
+                check_strength(*strength)?;
+                check_mask(mask, picture)
+            }
+            Start::Uncrop { picture, pads } => check_pads(self, picture, *pads),
+        }
+    }
 }
 
 fn check_strength(strength: f32) -> Result<(), GenerateError> {

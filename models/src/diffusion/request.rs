@@ -38,13 +38,31 @@ impl Generate {
     /// The task that this is a request of. Pictures that steer it count before what it is made from, the
     /// first of them before the others.
     pub fn task(&self) -> ModelTask {
-        match (self.controls.first(), &self.start) {
-            (Some(control), _) => control.kind.into(),
-            (None, Start::Noise) => ModelTask::TextToImage,
-            (None, Start::Picture { .. }) => ModelTask::ImageToImage,
-            (None, Start::Inpaint { .. }) => ModelTask::Inpaint,
-            (None, Start::Uncrop { .. }) => ModelTask::Uncrop,
+        match self.controls.first() {
+            Some(control) => control.kind.into(),
+            None => self.start_task(),
         }
+    }
+
+    /// The task by what the picture is made from alone.
+    pub fn start_task(&self) -> ModelTask {
+        match self.start {
+            Start::Noise => ModelTask::TextToImage,
+            Start::Picture { .. } => ModelTask::ImageToImage,
+            Start::Inpaint { .. } => ModelTask::Inpaint,
+            Start::Uncrop { .. } => ModelTask::Uncrop,
+        }
+    }
+
+    /// All pictures of the request.
+    pub fn pictures(&self) -> impl Iterator<Item = &RgbPicture> {
+        let start = match &self.start {
+            Start::Noise => None,
+            Start::Picture { picture, .. }
+            | Start::Inpaint { picture, .. }
+            | Start::Uncrop { picture, .. } => Some(picture),
+        };
+        start.into_iter().chain(self.controls.iter().map(|control| &control.picture))
     }
 }
 

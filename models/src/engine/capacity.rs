@@ -2,15 +2,16 @@
 //!
 //! Making a picture costs something once and something for each step. Two short
 //! runs tell both, and the cost of the default request follows: a long model
-//! need not run it whole before a node may start.
+//! need not run it whole before a node may start. Every task that a model serves
+//! runs at least once, so that no user's job is the first to find it broken.
 
 use std::time::{Duration, Instant};
 
 use crate::{
     device::DeviceKind,
-    diffusion::{Generate, Start},
+    diffusion::{Control as ControlPicture, ControlKind, Generate, Mask, Pads, Start},
     picture::RgbPicture,
-    registry::{ModelId, ModelSpec, PictureLimits, Registry},
+    registry::{ModelId, ModelSpec, ModelTask, PictureLimits, Registry, UPSCALE_UNIT_EDGE},
 };
 
 use super::{
@@ -71,20 +72,10 @@ impl Capacity {
         replica: &mut Replica,
         specs: &[ModelSpec],
     ) -> Result<(), StartError> {
-        let picture =
-            RgbPicture::from_fn(PICTURE_SIDE, PICTURE_SIDE, |x, y| [x as u8, y as u8, (x ^ y) as u8]);
         let mut bench = Bench { replica, device };
-        let features = bench.second_run("features", || Job::Features { picture: picture.clone() })?;
-        let seconds = specs
-            .iter()
-            .map(|spec| match &spec.pictures {
-                Some(limits) => bench.default_picture(&spec.id, limits),
-                None => {
-                    let job = || Job::Embed { model: spec.id.clone(), pictures: vec![picture.clone()] };
-                    Ok(bench.second_run(spec.id.as_str(), job)?.as_secs_f64())
-                }
-            })
-            .collect::<Result<Vec<_>, StartError>>()?;
+        let features = bench.second_run("features", || Job::Features { picture: sample(PICTURE_SIDE) })?;
+        let seconds =
+            specs.iter().map(|spec| bench.default_job(spec)).collect::<Result<Vec<_>, StartError>>()?;
         self.add(features, specs, &seconds);
         Ok(())
     }
@@ -131,30 +122,96 @@ impl Bench<'_> {
         self.run(what, job())
     }
 
+    /// Seconds of the model's default job; runs one of each task that it serves.
+    fn default_job(&mut self, spec: &ModelSpec) -> Result<f64, StartError> {
+        let mut seconds = None;
+        for task in &spec.tasks {
+            let measured = match (&seconds, &spec.pictures) {
+                (None, Some(limits)) if task.is_generation() => self.default_picture(spec, *task, limits)?,
+                (Some(_), Some(limits)) if task.is_generation() => {
+                    self.run(&what(spec, *task), generation(spec, *task, limits, limits.steps.min))?.as_secs_f64()
+                }
+                _ => self.second_run(&what(spec, *task), || other_job(spec, *task))?.as_secs_f64(),
+            };
+            seconds = seconds.or(Some(measured));
+        }
+        Ok(seconds.unwrap_or_default())
+    }
+
     /// Seconds of a picture with default values.
-    fn default_picture(&mut self, model: &ModelId, limits: &PictureLimits) -> Result<f64, StartError> {
+    fn default_picture(
+        &mut self,
+        spec: &ModelSpec,
+        task: ModelTask,
+        limits: &PictureLimits,
+    ) -> Result<f64, StartError> {
+        let what = what(spec, task);
         let few = limits.steps.min;
         let more = limits.steps.max.min(few + MEASURED_STEPS - 1);
-        let job = |steps| {
-            let request = Generate {
-                prompt: "a red apple".to_owned(),
-                negative_prompt: String::new(),
-                width: limits.size.default,
-                height: limits.size.default,
-                steps,
-                guidance: limits.guidance.default,
-                seed: 0,
-                start: Start::Noise,
-                controls: Vec::new(),
-            };
-            Job::Generate { model: model.clone(), request }
-        };
-        let short = self.second_run(model.as_str(), || job(few))?.as_secs_f64();
+        let job = |steps| generation(spec, task, limits, steps);
+        let short = self.second_run(&what, || job(few))?.as_secs_f64();
         if more == few {
             return Ok(short);
         }
-        let long = self.run(model.as_str(), job(more))?.as_secs_f64();
+        let long = self.run(&what, job(more))?.as_secs_f64();
         let step = ((long - short) / (more - few) as f64).max(0.0);
         Ok(short + step * limits.steps.default.saturating_sub(few) as f64)
+    }
+}
+
+/// For messages.
+fn what(spec: &ModelSpec, task: ModelTask) -> String {
+    format!("{} for {task}", spec.id)
+}
+
+/// A square picture with something in it.
+fn sample(side: u32) -> RgbPicture {
+    RgbPicture::from_fn(side, side, |x, y| [x as u8, y as u8, (x ^ y) as u8])
+}
+
+/// A picture of the default size, from whatever the task makes it from; all steps are run.
+fn generation(spec: &ModelSpec, task: ModelTask, limits: &PictureLimits, steps: usize) -> Job {
+    let side = limits.size.default;
+    let picture = || sample(side);
+    // A quarter more on one side.
+    let pad = (side / 4).max(1).min(side - 1);
+    let (strength, mask) = (limits.strength.max, Mask::from_fn(side, side, |x, _| x >= side / 2));
+    let start = match task {
+        ModelTask::ImageToImage => Start::Picture { picture: picture(), strength },
+        ModelTask::Inpaint => Start::Inpaint { picture: picture(), mask, strength },
+        ModelTask::Uncrop => Start::Uncrop {
+            picture: picture().crop(0, 0, side - pad, side),
+            pads: Pads { right: pad, ..Pads::default() },
+        },
+        _ => Start::Noise,
+    };
+    let kind = ControlKind::ALL.into_iter().find(|kind| ModelTask::from(*kind) == task);
+    let control =
+        |kind| ControlPicture { kind, picture: picture(), is_prepared: true, scale: 1.0 };
+    let request = Generate {
+        prompt: "a red apple".to_owned(),
+        negative_prompt: String::new(),
+        width: side,
+        height: side,
+        steps,
+        guidance: limits.guidance.default,
+        seed: 0,
+        start,
+        controls: kind.map(control).into_iter().collect(),
+    };
+    Job::Generate { model: spec.id.clone(), request }
+}
+
+/// The default job of a task that makes no picture from words.
+fn other_job(spec: &ModelSpec, task: ModelTask) -> Job {
+    let model = spec.id.clone();
+    match (task, &spec.upscale) {
+        (ModelTask::Upscale, Some(limits)) => Job::Upscale {
+            model,
+            picture: sample(UPSCALE_UNIT_EDGE.min(limits.max_edge)),
+            factor: limits.factors.first().copied().unwrap_or(2),
+        },
+        (ModelTask::NsfwClassification, _) => Job::Classify { model, pictures: vec![sample(PICTURE_SIDE)] },
+        _ => Job::Embed { model, pictures: vec![sample(PICTURE_SIDE)] },
     }
 }

@@ -1,7 +1,7 @@
 //! What an engine can be asked for, and what it gives.
 
 use crate::{
-    diffusion::Generate,
+    diffusion::{Generate, Start},
     features::Features,
     nsfw::NsfwScores,
     picture::RgbPicture,
@@ -69,7 +69,12 @@ impl Job {
         match self {
             Self::Generate { model, request } => {
                 let spec = find(registry, model, request.task())?;
-                spec.check(request).map_err(|error| SubmitError::InvalidParameters(error.to_string()))
+                if request.start != Start::Noise {
+                    find(registry, model, request.start_task())?;
+                }
+                request.pictures().try_for_each(check_picture)?;
+                let checked = spec.check(request).and_then(|()| request.check_start());
+                checked.map_err(|error| SubmitError::InvalidParameters(error.to_string()))
             }
             Self::Embed { model, pictures } => {
                 find(registry, model, ModelTask::ImageEmbedding)?;

@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 
 use super::*;
 use crate::{
-    diffusion::{Generate, Start},
+    diffusion::{Control, ControlKind, Generate, Mask, Pads, Start},
     features::{ImageHashes, cosine_similarity},
     picture::{Limits, RgbPicture},
 };
@@ -37,6 +37,23 @@ fn apple(seed: u64, steps: usize) -> Job {
         controls: Vec::new(),
     };
     Job::Generate { model: id(MODEL), request }
+}
+
+/// A registry that lets the tiny model make pictures from pictures.
+fn registry_of_pictures() -> Registry {
+    let text = crate::registry::DEFAULT_REGISTRY;
+    let more = "tasks = [\"text-to-image\", \"image-to-image\", \"inpaint\", \"uncrop\"]";
+    let changed = match text.contains("tasks = [\"text-to-image\"]") {
+        true => text.replacen("tasks = [\"text-to-image\"]", more, 1),
+        false => text.to_owned(),
+    };
+    Registry::from_toml(&changed).unwrap()
+}
+
+/// The job of [`apple`], from something else than noise.
+fn apple_from(start: Start) -> Job {
+    let Job::Generate { model, request } = apple(3, 2) else { unreachable!() };
+    Job::Generate { model, request: Generate { start, ..request } }
 }
 
 fn submit(engine: &Engine, job: Job, cancel: &CancelToken) -> Receiver<JobEvent> {
@@ -212,4 +229,58 @@ fn an_engine_that_cannot_run_says_why() {
     assert!(
         reason(EngineConfig { devices: vec![DeviceKind::Cuda(0)], ..config() }).contains("--features cuda")
     );
+}
+
+#[test]
+fn pictures_are_made_from_pictures() {
+    let engine = Engine::start(&config(), &registry_of_pictures()).unwrap();
+    let picture = fixture("scene-64x64.png");
+    let made = |start: Start| match run(&engine, apple_from(start)) {
+        Output::Picture { picture, .. } => picture,
+        other => panic!("{other:?}"),
+    };
+    let like = made(Start::Picture { picture: picture.clone(), strength: 0.5 });
+    let unlike = made(Start::Picture { picture: picture.clone(), strength: 1.0 });
+    let distance = |other: &RgbPicture| other.mean_abs_difference(&picture).unwrap();
+    assert!(0.0 < distance(&like) && distance(&like) < distance(&unlike));
+    let mask = Mask::from_fn(64, 64, |x, _| x < 20);
+    let painted = made(Start::Inpaint { picture: picture.clone(), mask, strength: 1.0 });
+    assert_eq!(painted.crop(20, 0, 44, 64), picture.crop(20, 0, 44, 64));
+    assert_ne!(painted, picture);
+    let part = picture.crop(10, 10, 40, 50);
+    let pads = Pads { left: 24, right: 0, top: 6, bottom: 8 };
+    let grown = made(Start::Uncrop { picture: part.clone(), pads });
+    assert_eq!(grown.crop(24, 6, 40, 50), part);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
+    let engine = Engine::start(&config(), &registry_of_pictures()).unwrap();
+    let picture = || fixture("scene-64x64.png");
+    let mask = |width: u32| Mask::from_fn(width, 64, |_, _| true);
+    let inpaint = |mask: Mask, strength: f32| Start::Inpaint { picture: picture(), mask, strength };
+    let huge = RgbPicture::new(1 << 13, 1 << 12, vec![0; 3 << 25]).unwrap();
+    for (start, says) in [
+        (Start::Picture { picture: picture(), strength: 0.0 }, "strength is 0"),
+        (Start::Picture { picture: picture(), strength: f32::NAN }, "strength is NaN"),
+        (inpaint(mask(64), -0.5), "strength is -0.5"),
+        (inpaint(mask(63), 1.0), "mask is 63×64, but it must be as large as its picture, 64×64"),
+        (Start::Uncrop { picture: picture(), pads: Pads::default() }, "pads is 0 on every side"),
+        (Start::Uncrop { picture: picture(), pads: Pads { left: u32::MAX, ..Pads::default() } }, "width is 64"),
+        (Start::Picture { picture: huge, strength: 0.5 }, "a picture of 8192×4096"),
+    ] {
+        let refused = refusal(&engine, apple_from(start)).to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+    let Job::Generate { model, mut request } = apple(0, 1) else { unreachable!() };
+    let control = Control { kind: ControlKind::Canny, picture: picture(), is_prepared: true, scale: 1.0 };
+    request.controls = vec![control];
+    let refused = refusal(&engine, Job::Generate { model, request });
+    assert_eq!(refused.to_string(), "invalid parameters: model `argus-tiny` does not serve canny");
+    // What only the model can tell fails the job, and the next one runs.
+    let black = inpaint(Mask::from_fn(64, 64, |_, _| false), 1.0);
+    let last = submit(&engine, apple_from(black), &CancelToken::new()).iter().last();
+    let Some(JobEvent::Done(Err(error))) = last else { panic!("{last:?}") };
+    assert!(error.kind == JobErrorKind::Failed && error.detail.contains("black everywhere"), "{error}");
+    run(&engine, apple(0, 1));
 }
