@@ -185,7 +185,11 @@ impl Generate {
 }
 
 fn check_strength(strength: f32) -> Result<(), GenerateError> {
-    if strength > 0.0 && strength <= 1.0 { Ok(()) } else { Err(invalid("strength", strength, "above 0, to 1")) }
+    if strength > 0.0 && strength <= 1.0 {
+        Ok(())
+    } else {
+        Err(invalid("strength", strength, "above 0, to 1"))
+    }
 }
 
 fn check_mask(mask: &Mask, picture: &RgbPicture) -> Result<(), GenerateError> {

@@ -181,7 +181,12 @@ pub(crate) fn check_fixed(
     Ok(())
 }
 
-pub(crate) fn check_blocks(files: &ModelFiles, path: &str, found: &[String], known: &[&str]) -> Result<(), LoadError> {
+pub(crate) fn check_blocks(
+    files: &ModelFiles,
+    path: &str,
+    found: &[String],
+    known: &[&str],
+) -> Result<(), LoadError> {
     match found.iter().find(|block| !known.contains(&block.as_str())) {
         Some(block) => Err(files.unknown(path, format!("block `{block}`"))),
         None => Ok(()),
@@ -287,7 +292,9 @@ impl ControlNetConfig {
             && own.cross_attention_dim == unet.cross_attention_dim
             && own.addition().is_some() == unet.addition().is_some();
         if !fits {
-            return Err(files.bad_config(path, "this ControlNet was trained for another model than it is given to"));
+            return Err(
+                files.bad_config(path, "this ControlNet was trained for another model than it is given to")
+            );
         }
         if config.conditioning_channels != 3 {
             return Err(files.bad_config(path, "a control picture has 3 channels"));

@@ -119,8 +119,7 @@ impl HintEmbedding {
             convolutions.push(Conv2d::load(&block(0), pair[0], pair[0], Window::SAME)?);
             convolutions.push(Conv2d::load(&block(1), pair[0], pair[1], Window::HALF)?);
         }
-        let output =
-            Conv2d::load(&weights.at("conv_out"), widths[widths.len() - 1], outputs, Window::SAME)?;
+        let output = Conv2d::load(&weights.at("conv_out"), widths[widths.len() - 1], outputs, Window::SAME)?;
         Ok(Self { convolutions, output })
     }
 

@@ -165,8 +165,7 @@ impl Pipeline {
         let known = self.signed_picture(&canvas.picture, Some(masks.painted()))?;
         let channels = [mask, self.encode_signed(&known, noise)?].concat();
         let [height, width] = [canvas.picture.height(), canvas.picture.width()];
-        let shape =
-            (1, 1 + self.latent_channels, height as usize / self.scale, width as usize / self.scale);
+        let shape = (1, 1 + self.latent_channels, height as usize / self.scale, width as usize / self.scale);
         Ok(Tensor::from_vec(channels, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
@@ -231,8 +230,7 @@ impl Pipeline {
             None => plain,
         };
         let output = self.unet.forward(&seen, step.timestep, &scene.conditioning, residuals.as_ref())?;
-        let output: Vec<f32> =
-            output.to_channels_first()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let output: Vec<f32> = output.to_channels_first()?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         Ok(if scene.is_guided { guide(output, request.guidance) } else { output })
     }
 

@@ -49,7 +49,11 @@ pub(super) struct TimeEmbedding {
 }
 
 impl TimeEmbedding {
-    pub(super) fn load(weights: &Weights, config: &ContractingConfig, channels: usize) -> WeightsResult<Self> {
+    pub(super) fn load(
+        weights: &Weights,
+        config: &ContractingConfig,
+        channels: usize,
+    ) -> WeightsResult<Self> {
         let inputs = config.block_out_channels[0];
         let weights = weights.at("time_embedding");
         Ok(Self {

@@ -254,8 +254,7 @@ impl Pipeline {
             let canvas = self.canvas(request, &plan)?;
             let draws = Draws::of_seed(request.seed, self.latent_count(request));
             let mut step_noise = SeededNoise { seed: request.seed };
-            let latents =
-                self.denoise(request, canvas.as_ref(), &plan, draws, &mut step_noise, control)?;
+            let latents = self.denoise(request, canvas.as_ref(), &plan, draws, &mut step_noise, control)?;
             let made = self.decode(latents, request)?;
             Ok(match &canvas {
                 Some(canvas) => canvas.finish(made),
@@ -307,9 +306,9 @@ impl Pipeline {
             return Err(invalid("guidance", request.guidance, format_args!("0 to {MAX_GUIDANCE}")));
         }
         self.check_controls(&request.controls)?;
-        self.scheduler.plan(request.steps).map_err(|_| {
-            invalid("steps", request.steps, format_args!("1 to {}", self.scheduler.max_steps()))
-        })
+        self.scheduler
+            .plan(request.steps)
+            .map_err(|_| invalid("steps", request.steps, format_args!("1 to {}", self.scheduler.max_steps())))
     }
 
     fn check_controls(&self, controls: &[Control]) -> Result<(), GenerateError> {
@@ -425,7 +424,9 @@ fn check_fit(
         return Err(files.bad_config(path, "addition_embed_type does not fit the pipeline's class"));
     }
     let (latents, inputs) = (vae.latent_channels, unet.contracting.in_channels);
-    if ![latents, latents.saturating_mul(2).saturating_add(1)].contains(&inputs) || unet.out_channels != latents {
+    if ![latents, latents.saturating_mul(2).saturating_add(1)].contains(&inputs)
+        || unet.out_channels != latents
+    {
         return Err(files.bad_config(
             path,
             "its channels are neither those of the autoencoder's latents nor those of an inpaint network",

@@ -48,7 +48,8 @@ impl Family {
     /// Gives the model a UNet that sees a mask and a picture's known part.
     fn become_inpaint_model(&self) {
         let folder = self.model.folder.path().join("unet");
-        let (weights, config) = (folder.join("diffusion_pytorch_model.safetensors"), folder.join("config.json"));
+        let (weights, config) =
+            (folder.join("diffusion_pytorch_model.safetensors"), folder.join("config.json"));
         let bytes = std::fs::read(&weights).unwrap();
         let first = self.model.tensor("conv_in_nine");
         let values: Vec<u8> =
@@ -68,11 +69,7 @@ impl Family {
     }
 
     fn picture(&self, name: &str) -> RgbPicture {
-        let layout = match name {
-            "picture" | "mask" => &self.model,
-            _ => &self.model,
-        };
-        let tensor = layout.tensor(&format!("pictures/{name}"));
+        let tensor = self.model.tensor(&format!("pictures/{name}"));
         let (height, width, _) = tensor.dims3().unwrap();
         let pixels = tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
         RgbPicture::new(width as u32, height as u32, pixels).unwrap()
@@ -212,8 +209,7 @@ fn a_control_net_adds_what_diffusers_adds() {
         let hint = network.embed(tensor("hint"), 1).unwrap();
         let latents = FeatureMap::from_channels_first(tensor("latents")).unwrap();
         let conditioning = network.prepare(&text).unwrap();
-        let found =
-            network.forward(&latents, TIMESTEP, &hint, &conditioning, f64::from(SCALES[0])).unwrap();
+        let found = network.forward(&latents, TIMESTEP, &hint, &conditioning, f64::from(SCALES[0])).unwrap();
         let map = |map: &FeatureMap| values(&map.to_channels_first().unwrap());
         assert_close("middle", &map(&found.middle), &values(tensor("middle")));
         for (index, skip) in found.skips.iter().enumerate() {

@@ -128,9 +128,9 @@ impl Bench<'_> {
         for task in &spec.tasks {
             let measured = match (&seconds, &spec.pictures) {
                 (None, Some(limits)) if task.is_generation() => self.default_picture(spec, *task, limits)?,
-                (Some(_), Some(limits)) if task.is_generation() => {
-                    self.run(&what(spec, *task), generation(spec, *task, limits, limits.steps.min))?.as_secs_f64()
-                }
+                (Some(_), Some(limits)) if task.is_generation() => self
+                    .run(&what(spec, *task), generation(spec, *task, limits, limits.steps.min))?
+                    .as_secs_f64(),
                 _ => self.second_run(&what(spec, *task), || other_job(spec, *task))?.as_secs_f64(),
             };
             seconds = seconds.or(Some(measured));
@@ -186,8 +186,7 @@ fn generation(spec: &ModelSpec, task: ModelTask, limits: &PictureLimits, steps: 
         _ => Start::Noise,
     };
     let kind = ControlKind::ALL.into_iter().find(|kind| ModelTask::from(*kind) == task);
-    let control =
-        |kind| ControlPicture { kind, picture: picture(), is_prepared: true, scale: 1.0 };
+    let control = |kind| ControlPicture { kind, picture: picture(), is_prepared: true, scale: 1.0 };
     let request = Generate {
         prompt: "a red apple".to_owned(),
         negative_prompt: String::new(),

@@ -266,7 +266,10 @@ fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
         (inpaint(mask(64), -0.5), "strength is -0.5"),
         (inpaint(mask(63), 1.0), "mask is 63×64, but it must be as large as its picture, 64×64"),
         (Start::Uncrop { picture: picture(), pads: Pads::default() }, "pads is 0 on every side"),
-        (Start::Uncrop { picture: picture(), pads: Pads { left: u32::MAX, ..Pads::default() } }, "width is 64"),
+        (
+            Start::Uncrop { picture: picture(), pads: Pads { left: u32::MAX, ..Pads::default() } },
+            "width is 64",
+        ),
         (Start::Picture { picture: huge, strength: 0.5 }, "a picture of 8192×4096"),
     ] {
         let refused = refusal(&engine, apple_from(start)).to_string();

@@ -21,12 +21,11 @@ mod tests;
 pub use kind::SchedulerKind;
 
 pub(crate) use config::SchedulerConfig;
-pub(crate) use run::{Plan, SeededNoise};
+pub(crate) use run::{Plan, SeededNoise, Step, StepNoise};
 
 use config::{Sampler, Settings, Spacing};
 use multistep::Solver;
 use rules::{Mix, Reading, Rule};
-use run::Step;
 
 /// Why a scheduler cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
