@@ -181,9 +181,12 @@ impl Weights {
 
     /// The tensor on the device.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        Ok(Tensor::from_vec(self.values(name, shape)?, shape, &Device::Cpu)?
-            .to_dtype(self.dtype)?
-            .to_device(&self.device)?)
+        self.place(self.values(name, shape)?, shape)
+    }
+
+    /// Values, row-major, as a tensor where these weights are placed.
+    pub(crate) fn place(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor, WeightsError> {
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &Entry), WeightsError> {

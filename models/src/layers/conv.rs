@@ -31,6 +31,9 @@ impl Window {
     /// 3×3, half the size, padded below and to the right only, as the autoencoder shrinks.
     pub(crate) const HALF_AFTER: Self = Self { kernel: 3, stride: 2, before: 0, after: 1 };
 
+    /// 3×3 without padding: a pixel less on each side.
+    pub(crate) const INSIDE: Self = Self { kernel: 3, stride: 1, before: 0, after: 0 };
+
     /// Patches of this edge that do not overlap.
     pub(crate) const fn patches(edge: usize) -> Self {
         Self { kernel: edge, stride: edge, before: 0, after: 0 }
@@ -95,17 +98,30 @@ impl Conv2d {
         bias: bool,
     ) -> WeightsResult<Self> {
         let k = window.kernel;
-        let shape = [outputs, inputs, k, k];
+        let values = weights.values("weight", &[outputs, inputs, k, k])?;
+        let bias = bias.then(|| weights.values("bias", &[outputs])).transpose()?;
+        Self::from_values(weights, values, bias, inputs, outputs, window)
+    }
+
+    /// A convolution of these values, `[outputs, inputs, kernel, kernel]` and `[outputs]`, where
+    /// `weights` are placed.
+    pub(crate) fn from_values(
+        weights: &Weights,
+        values: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        inputs: usize,
+        outputs: usize,
+        window: Window,
+    ) -> WeightsResult<Self> {
+        let k = window.kernel;
         let weight = if weights.on_host() {
-            let values = weights.values("weight", &shape)?;
             let matrix = PackedMatrix::pack(k * k, inputs, outputs, |tap, input, output| {
                 values[(output * inputs + input) * k * k + tap]
             });
-            let bias = bias.then(|| weights.values("bias", &[outputs])).transpose()?;
             ConvWeight::Host { matrix, bias, zeros: vec![0.0; inputs] }
         } else {
-            let bias = bias.then(|| weights.tensor("bias", &[outputs])).transpose()?;
-            ConvWeight::Device { weight: weights.tensor("weight", &shape)?, bias }
+            let bias = bias.map(|bias| weights.place(bias, &[outputs])).transpose()?;
+            ConvWeight::Device { weight: weights.place(values, &[outputs, inputs, k, k])?, bias }
         };
         Ok(Self { window, weight })
     }
