@@ -40,6 +40,10 @@ const CLIP_TINY: &[EmbeddedFile] = &[
 
 const NSFW_MOBILENETV2: &[EmbeddedFile] = embed!("nsfw-mobilenetv2": "model.safetensors");
 
+const UPSCALE_X2: &[EmbeddedFile] = embed!("upscale-x2": "config.json", "model.safetensors");
+
+const UPSCALE_X4: &[EmbeddedFile] = embed!("upscale-x4": "config.json", "model.safetensors");
+
 /// The files of the NSFW classifier, which is no model that can be asked for.
 pub(crate) fn nsfw_classifier() -> ModelFiles {
     ModelFiles::embedded("nsfw-mobilenetv2", NSFW_MOBILENETV2)
@@ -50,6 +54,8 @@ pub(crate) fn find(name: &str) -> Option<ModelFiles> {
     match name {
         "argus-tiny" => Some(ModelFiles::embedded(name, ARGUS_TINY)),
         "clip-tiny" => Some(ModelFiles::embedded(name, CLIP_TINY)),
+        "upscale-x2" => Some(ModelFiles::embedded(name, UPSCALE_X2)),
+        "upscale-x4" => Some(ModelFiles::embedded(name, UPSCALE_X4)),
         _ => None,
     }
 }

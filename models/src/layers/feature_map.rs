@@ -86,6 +86,21 @@ impl FeatureMap {
         Ok(Self((&self.0 * factor)?))
     }
 
+    /// The `count` rows of pixels from `first` on.
+    pub(crate) fn rows(&self, first: usize, count: usize) -> Result<Self> {
+        let dimension = if is_host(&self.0) { 1 } else { 2 };
+        Ok(Self(self.0.narrow(dimension, first, count)?.contiguous()?))
+    }
+
+    /// Maps of equal width, one below the other.
+    pub(crate) fn stack_rows(maps: &[Self]) -> Result<Self> {
+        let dimension = if maps.iter().all(|map| is_host(&map.0)) { 1 } else { 2 };
+        match maps {
+            [map] => Ok(map.clone()),
+            _ => Ok(Self(Tensor::cat(&maps.iter().map(|map| &map.0).collect::<Vec<_>>(), dimension)?)),
+        }
+    }
+
     /// The channels of `self`, then those of `other`.
     pub(crate) fn concatenate(&self, other: &Self) -> Result<Self> {
         if !is_host(&self.0) {
