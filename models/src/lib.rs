@@ -16,9 +16,12 @@ pub mod noise;
 pub mod nsfw;
 pub mod picture;
 mod pool;
+pub mod preprocess;
 pub mod registry;
 pub mod resample;
+pub mod safety;
 pub mod tokenizer;
+pub mod upscale;
 pub mod verified;
 pub mod weights;
 
@@ -31,6 +34,7 @@ pub use engine::{
 };
 pub use features::{Features, HashDistances, ImageHashes};
 pub use loader::{LoadError, ModelFiles};
-pub use nsfw::NsfwScores;
+pub use nsfw::{NsfwModel, NsfwOpinion, NsfwScores};
 pub use picture::{Limits, PictureError, RgbPicture};
 pub use registry::{ModelId, ModelSource, ModelSpec, Registry, RegistryError};
+pub use upscale::Upscaler;

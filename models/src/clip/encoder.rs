@@ -7,25 +7,54 @@ use crate::layers::attention::{KeysValues, attend};
 use crate::layers::{Activation, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
 
-/// The figures of a tower, as `config.json` names them.
-#[derive(Debug, Clone, Deserialize)]
+/// The figures of a tower.
+#[derive(Debug, Clone)]
 pub(crate) struct TowerConfig {
     pub(crate) hidden_size: usize,
     pub(crate) intermediate_size: usize,
     pub(crate) num_hidden_layers: usize,
     pub(crate) num_attention_heads: usize,
-    #[serde(default = "quick_gelu")]
     pub(crate) hidden_act: String,
-    #[serde(default = "layer_norm_epsilon")]
     pub(crate) layer_norm_eps: f64,
 }
 
-fn quick_gelu() -> String {
-    "quick_gelu".to_owned()
+/// What a `config.json` says of a tower; transformers leaves out what is as in ViT-B/32.
+#[derive(Deserialize)]
+pub(super) struct TowerFields {
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    hidden_act: Option<String>,
+    layer_norm_eps: Option<f64>,
 }
 
-fn layer_norm_epsilon() -> f64 {
-    1e-5
+/// Width, inner width, layers and heads where a config does not say.
+#[derive(Clone, Copy)]
+pub(super) struct TowerDefaults {
+    width: usize,
+    inner: usize,
+    layers: usize,
+    heads: usize,
+}
+
+/// ViT-B/32's text tower.
+pub(super) const TEXT_TOWER: TowerDefaults = TowerDefaults { width: 512, inner: 2048, layers: 12, heads: 8 };
+/// ViT-B/32's vision tower.
+pub(super) const VISION_TOWER: TowerDefaults =
+    TowerDefaults { width: 768, inner: 3072, layers: 12, heads: 12 };
+
+impl TowerFields {
+    pub(super) fn or(self, defaults: TowerDefaults) -> TowerConfig {
+        TowerConfig {
+            hidden_size: self.hidden_size.unwrap_or(defaults.width),
+            intermediate_size: self.intermediate_size.unwrap_or(defaults.inner),
+            num_hidden_layers: self.num_hidden_layers.unwrap_or(defaults.layers),
+            num_attention_heads: self.num_attention_heads.unwrap_or(defaults.heads),
+            hidden_act: self.hidden_act.unwrap_or_else(|| "quick_gelu".to_owned()),
+            layer_norm_eps: self.layer_norm_eps.unwrap_or(1e-5),
+        }
+    }
 }
 
 /// A stack of pre-norm transformer layers.

@@ -16,8 +16,9 @@ use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::picture::RgbPicture;
 use crate::pool::Pool;
 use crate::tokenizer::ClipTokenizer;
+pub(crate) use preprocess::preprocess;
 use text::{TextConfig, TextModel};
-use vision::{VisionConfig, VisionModel};
+pub(crate) use vision::{VisionConfig, VisionModel};
 
 /// The most pictures embedded at once; more are taken in turns.
 const PICTURES_AT_ONCE: usize = 8;
@@ -101,7 +102,7 @@ impl Clip {
             for pictures in pictures.chunks(PICTURES_AT_ONCE) {
                 let inputs = pictures
                     .iter()
-                    .map(|picture| preprocess::preprocess(picture, self.edge, &self.device))
+                    .map(|picture| preprocess(picture, self.edge, &self.device))
                     .collect::<Result<Vec<_>>>()?;
                 let inputs = Tensor::stack(&inputs, 0)?.to_dtype(self.dtype)?;
                 embeddings.extend(unit_rows(&self.vision.forward(&inputs)?)?);

@@ -30,12 +30,8 @@ fn embeddings_are_those_of_transformers() {
     let clip = clip();
     let pictures = ["scene-64x64.png", "gradient-128x128.png", "scene-96x80.png"].map(picture);
     for (index, picture) in pictures.iter().enumerate() {
-        let found: Vec<f32> = preprocess::preprocess(picture, 64, &Device::Cpu)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1()
-            .unwrap();
+        let found: Vec<f32> =
+            preprocess(picture, 64, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let expected: Vec<f32> =
             fixture["pixel_values"].get(index).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let largest = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -70,5 +66,40 @@ fn tokens_are_those_of_the_reference() {
     assert!(cases.len() > 50);
     for case in cases {
         assert_eq!(clip.tokenizer.encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
+    }
+}
+
+/// The tiny model of a published layout in a folder, and transformers' embeddings of the test pictures and texts.
+fn published(name: &str) -> (Clip, std::collections::HashMap<String, Tensor>) {
+    let path = fixtures().join(format!("vision/{name}.fixture"));
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let weights =
+        tensors.iter().filter_map(|(name, view)| Some((name.strip_prefix("model:")?.to_owned(), view)));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    std::fs::write(file, safetensors::serialize(weights, None).unwrap()).unwrap();
+    for (name, text) in metadata.metadata().as_ref().unwrap() {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let clip = Clip::open(&ModelFiles::folder(folder.path()), DeviceKind::Cpu, 2).unwrap();
+    let expected = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    (clip, expected)
+}
+
+#[test]
+fn models_of_the_published_layouts_give_transformers_embeddings() {
+    let pictures =
+        ["chelsea-96x80.png", "scene-96x80.png", "gradient-128x128.png", "wide-200x50.png"].map(picture);
+    for (name, edge) in [("clip-b32", 224), ("clip-l14-336", 336)] {
+        let (clip, expected) = published(name);
+        assert_eq!((clip.edge, clip.width()), (edge, 12));
+        let found = clip.embed_pictures(&pictures).unwrap();
+        let difference = largest_difference(&found, &expected["expected:image_embeds"]);
+        assert!(difference < 1e-4, "{name}: pictures differ by {difference}");
+        let found = clip.embed_texts(&["a red apple", "on the table!"]).unwrap();
+        let difference = largest_difference(&found, &expected["expected:text_embeds"]);
+        assert!(difference < 1e-4, "{name}: texts differ by {difference}");
     }
 }

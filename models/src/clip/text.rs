@@ -3,35 +3,41 @@
 use candle_core::{IndexOp, Result, Tensor};
 use serde::Deserialize;
 
-use super::encoder::{Encoder, TowerConfig};
+use super::encoder::{Encoder, TEXT_TOWER, TowerConfig, TowerFields};
 use crate::layers::{LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
 
 /// The `config.json` of a text encoder.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(from = "TextFields")]
 pub(crate) struct TextConfig {
-    #[serde(flatten)]
     pub(crate) tower: TowerConfig,
-    #[serde(default = "vocab_size")]
     pub(crate) vocab_size: usize,
-    #[serde(default = "max_position_embeddings")]
     pub(crate) max_position_embeddings: usize,
-    #[serde(default = "eos_token_id")]
     pub(crate) eos_token_id: u32,
-    #[serde(default)]
     pub(crate) projection_dim: Option<usize>,
 }
 
-fn vocab_size() -> usize {
-    49_408
+#[derive(Deserialize)]
+struct TextFields {
+    #[serde(flatten)]
+    tower: TowerFields,
+    vocab_size: Option<usize>,
+    max_position_embeddings: Option<usize>,
+    eos_token_id: Option<u32>,
+    projection_dim: Option<usize>,
 }
 
-fn max_position_embeddings() -> usize {
-    77
-}
-
-fn eos_token_id() -> u32 {
-    49_407
+impl From<TextFields> for TextConfig {
+    fn from(fields: TextFields) -> Self {
+        Self {
+            tower: fields.tower.or(TEXT_TOWER),
+            vocab_size: fields.vocab_size.unwrap_or(49_408),
+            max_position_embeddings: fields.max_position_embeddings.unwrap_or(77),
+            eos_token_id: fields.eos_token_id.unwrap_or(49_407),
+            projection_dim: fields.projection_dim,
+        }
+    }
 }
 
 /// Configs of the first CLIP models carry this wrong end token; the true one is the largest id.

@@ -3,27 +3,35 @@
 use candle_core::{IndexOp, Result, Tensor};
 use serde::Deserialize;
 
-use super::encoder::{Encoder, TowerConfig};
+use super::encoder::{Encoder, TowerConfig, TowerFields, VISION_TOWER};
 use crate::layers::{Conv2d, FeatureMap, LayerNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
 /// The `vision_config` of a CLIP model.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(from = "VisionFields")]
 pub(crate) struct VisionConfig {
-    #[serde(flatten)]
     pub(crate) tower: TowerConfig,
-    #[serde(default = "image_size")]
     pub(crate) image_size: usize,
-    #[serde(default = "patch_size")]
     pub(crate) patch_size: usize,
 }
 
-fn image_size() -> usize {
-    224
+#[derive(Deserialize)]
+struct VisionFields {
+    #[serde(flatten)]
+    tower: TowerFields,
+    image_size: Option<usize>,
+    patch_size: Option<usize>,
 }
 
-fn patch_size() -> usize {
-    32
+impl From<VisionFields> for VisionConfig {
+    fn from(fields: VisionFields) -> Self {
+        Self {
+            tower: fields.tower.or(VISION_TOWER),
+            image_size: fields.image_size.unwrap_or(224),
+            patch_size: fields.patch_size.unwrap_or(32),
+        }
+    }
 }
 
 /// CLIP's vision tower with its projection.
@@ -38,9 +46,13 @@ pub(crate) struct VisionModel {
 }
 
 impl VisionModel {
-    /// Reads `vision_model` and `visual_projection`.
+    /// Reads `vision_model` (in a safety checker as published, it is below itself) and
+    /// `visual_projection`.
     pub(crate) fn load(weights: &Weights, config: &VisionConfig, projected: usize) -> WeightsResult<Self> {
-        let inner = weights.at("vision_model");
+        let inner = match weights.contains("vision_model.vision_model.embeddings.class_embedding") {
+            true => weights.at("vision_model.vision_model"),
+            false => weights.at("vision_model"),
+        };
         let channels = config.tower.hidden_size;
         if config.patch_size == 0 || !config.image_size.is_multiple_of(config.patch_size) {
             return Err(inner.unsuitable(format!(

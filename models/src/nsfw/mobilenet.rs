@@ -14,6 +14,7 @@
 use candle_core::{DType, Device};
 use rayon::prelude::*;
 
+use super::NsfwScores;
 use crate::{
     embedded,
     layers::{
@@ -30,11 +31,6 @@ use crate::{
 
 /// Width of the feature before the dense layers.
 pub const FEATURE_WIDTH: usize = 1280;
-/// `porn` + `hentai` from which a picture counts as NSFW. Over 1,200 harmless
-/// drawings of objects the largest sum was 0.864; lower thresholds would refuse
-/// hammers and envelopes.
-pub const NSFW_THRESHOLD: f32 = 0.9;
-
 const SIDE: u32 = 224;
 const STEM_CHANNELS: usize = 32;
 /// Edge of the kernels of the stem and of the depthwise convolutions.
@@ -46,24 +42,6 @@ const EXPANSION: usize = 6;
 const STAGES: [(usize, usize, usize); 7] =
     [(16, 1, 1), (24, 2, 2), (32, 2, 3), (64, 2, 4), (96, 1, 3), (160, 2, 3), (320, 1, 1)];
 const CLASSES: usize = 5;
-
-/// How sure the classifier is of each class; the five add up to 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NsfwScores {
-    pub drawing: f32,
-    pub hentai: f32,
-    pub neutral: f32,
-    pub porn: f32,
-    pub sexy: f32,
-}
-
-impl NsfwScores {
-    /// Whether `porn` + `hentai` reach [`NSFW_THRESHOLD`], or are no numbers.
-    pub fn is_nsfw(&self) -> bool {
-        let explicit = self.porn + self.hentai;
-        explicit.is_nan() || explicit >= NSFW_THRESHOLD
-    }
-}
 
 /// The classifier's weights, ready to run.
 pub struct NsfwClassifier {
