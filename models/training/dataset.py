@@ -79,21 +79,26 @@ def load_things(path: Path) -> list[Thing]:
     return things
 
 
-def jitter(picture: np.ndarray, rng: random.Random) -> np.ndarray:
-    """The picture turned, scaled, moved and perhaps mirrored a little, on white: (128, 128, 3) to (64, 64, 3).
-
-    Without it a narrow set has one picture a caption, and every seed draws the same one.
-    """
+def turn(picture: np.ndarray, rng: random.Random, angle=9.0, scale=(0.82, 1.0), shift=6.0) -> np.ndarray:
+    """The picture turned (degrees), scaled, moved (pixels) and perhaps mirrored, on white; of the same size."""
     image = Image.fromarray(picture)
     if rng.random() < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
     side = image.width
-    angle, scale = np.deg2rad(rng.uniform(-9, 9)), 1 / rng.uniform(0.82, 1.0)
-    dx, dy = rng.uniform(-6, 6), rng.uniform(-6, 6)
+    angle, scale = np.deg2rad(rng.uniform(-angle, angle)), 1 / rng.uniform(*scale)
+    dx, dy = rng.uniform(-shift, shift), rng.uniform(-shift, shift)
     c, s, mid = np.cos(angle) * scale, np.sin(angle) * scale, side / 2
     matrix = (c, s, mid - c * (mid + dx) - s * (mid + dy), -s, c, mid + s * (mid + dx) - c * (mid + dy))
-    turned = image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=(255, 255, 255))
-    return np.asarray(turned.resize((side // 2, side // 2), Image.BOX))
+    return np.asarray(image.transform(image.size, Image.AFFINE, matrix, Image.BICUBIC, fillcolor=(255, 255, 255)))
+
+
+def jitter(picture: np.ndarray, rng: random.Random) -> np.ndarray:
+    """The picture turned a little and halved: (128, 128, 3) to (64, 64, 3).
+
+    Without it a narrow set has one picture a caption, and every seed draws the same one.
+    """
+    image = Image.fromarray(turn(picture, rng))
+    return np.asarray(image.resize((image.width // 2, image.height // 2), Image.BOX))
 
 
 def load_things_with_pictures(data: Path, path: Path) -> tuple[list[Thing], np.ndarray]:
