@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod devnet;
+pub mod fetch;
 pub mod gateway;
 pub mod identity;
 pub mod jobs;

@@ -37,10 +37,13 @@ pub enum LoadError {
     Config { path: String, detail: String },
     #[error("{path}: {detail} is not an architecture that Argus runs")]
     UnknownArchitecture { path: String, detail: String },
-    #[error(
-        "{model} has no safetensors weights in `{part}`; convert them, since pickled weights are never read"
-    )]
+    #[error("{model} has no safetensors weights in `{part}`; fetch it again")]
     MissingWeights { model: String, part: String },
+    #[error(
+        "{path} is pickled: reading it would run what is in it; convert it with \
+         `python3 models/training/convert_checkpoint.py {path}`"
+    )]
+    Pickled { path: String },
     #[error("{path} {problem}; {mend}")]
     NotAsPinned { path: String, problem: FileProblem, mend: String },
     #[error(transparent)]
@@ -66,6 +69,7 @@ impl LoadError {
             Self::Config { .. } => "bad_config",
             Self::UnknownArchitecture { .. } => "unknown_architecture",
             Self::MissingWeights { .. } => "missing_weights",
+            Self::Pickled { .. } => "pickled",
             Self::NotAsPinned { problem, .. } => problem.reason(),
             Self::Weights(error) => error.reason(),
             Self::Tokenizer(_) => "bad_tokenizer",
@@ -215,13 +219,31 @@ impl ModelFiles {
     /// Opens the weights in a part's folder, or in the model's own where `part` is empty: one
     /// file or several under an index, full precision before half if there are both.
     pub(crate) fn weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
-        let inside = |file: &str| if part.is_empty() { file.to_owned() } else { format!("{part}/{file}") };
+        let (_, files) = self.weight_files(part)?;
+        self.weights_of(part, &files, device, dtype)
+    }
+
+    /// Opens these files as the weights of a part.
+    pub(crate) fn weights_of(
+        &self,
+        part: &str,
+        files: &[String],
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Weights, LoadError> {
         let label = format!("{}{}{part}", self.name, if part.is_empty() { "" } else { "/" });
+        let files = files.iter().map(|file| self.bytes(file)).collect::<Result<_, _>>()?;
+        Ok(Weights::open(&label, files, device, dtype)?)
+    }
+
+    /// The weight files of a part that [`Self::weights`] opens, after the index that names them.
+    pub(crate) fn weight_files(&self, part: &str) -> Result<(Option<String>, Vec<String>), LoadError> {
+        let inside = |file: &str| if part.is_empty() { file.to_owned() } else { format!("{part}/{file}") };
         for stem in ["diffusion_pytorch_model", "model"] {
             for variant in ["", ".fp16"] {
                 let whole = inside(&format!("{stem}{variant}.safetensors"));
                 if self.contains(&whole) {
-                    return Ok(Weights::open(&label, vec![self.bytes(&whole)?], device, dtype)?);
+                    return Ok((None, vec![whole]));
                 }
                 let indices = [
                     format!("{stem}.safetensors.index{variant}.json"),
@@ -229,14 +251,15 @@ impl ModelFiles {
                 ];
                 for index in indices.map(|index| inside(&index)) {
                     if self.contains(&index) {
-                        let shards = self.shards(&index)?;
-                        let files = shards
-                            .iter()
-                            .map(|shard| self.bytes(&inside(shard)))
-                            .collect::<Result<_, _>>()?;
-                        return Ok(Weights::open(&label, files, device, dtype)?);
+                        let shards = self.shards(&index)?.iter().map(|shard| inside(shard)).collect();
+                        return Ok((Some(index), shards));
                     }
                 }
+            }
+        }
+        for pickle in ["diffusion_pytorch_model.bin", "pytorch_model.bin", "model.ckpt", "model.pt"] {
+            if self.pins.is_none() && self.contains(&inside(pickle)) {
+                return Err(LoadError::Pickled { path: format!("{}/{}", self.name, inside(pickle)) });
             }
         }
         Err(LoadError::MissingWeights { model: self.name.clone(), part: part.to_owned() })

@@ -45,14 +45,13 @@ pub fn measure(path: &Path) -> Result<(u64, Blake3Hash), FileProblem> {
     Ok((bytes.as_slice().len() as u64, blake3_of(bytes.as_slice())))
 }
 
-/// Holds the file of a pin against it.
-pub fn check_file(folder: &Path, pin: &FilePin) -> Result<(), FileProblem> {
-    let path = folder.join(&pin.path);
-    let found = std::fs::metadata(&path).map_err(problem)?.len();
+/// Holds a file, wherever it is, against a pin.
+pub fn check_file(path: &Path, pin: &FilePin) -> Result<(), FileProblem> {
+    let found = std::fs::metadata(path).map_err(problem)?.len();
     if found != pin.size {
         return Err(FileProblem::Size { expected: pin.size, found });
     }
-    check(map(&path)?.as_slice(), pin)
+    check(map(path)?.as_slice(), pin)
 }
 
 fn map(path: &Path) -> Result<FileBytes, FileProblem> {

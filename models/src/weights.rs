@@ -23,6 +23,11 @@ pub enum WeightsError {
     Unreadable { path: PathBuf, source: std::io::Error },
     #[error("{file} is not a whole safetensors file: {detail}; fetch it again")]
     Malformed { file: String, detail: String },
+    #[error(
+        "{file} is pickled, whatever its name: reading it would run what is in it; convert it with \
+         `python3 models/training/convert_checkpoint.py`"
+    )]
+    Pickled { file: String },
     #[error("{file} has a header of {bytes} bytes, more than the {MAX_HEADER_BYTES} allowed")]
     HeaderTooLarge { file: String, bytes: u64 },
     #[error("{file} holds more than {MAX_TENSORS} tensors")]
@@ -48,6 +53,7 @@ impl WeightsError {
         match self {
             Self::Unreadable { .. } => "unreadable",
             Self::Malformed { .. } => "malformed_weights",
+            Self::Pickled { .. } => "pickled",
             Self::HeaderTooLarge { .. } => "header_too_large",
             Self::TooManyTensors { .. } => "too_many_tensors",
             Self::MissingTensor { .. } => "missing_tensor",
@@ -138,6 +144,12 @@ impl Weights {
         Self { prefix: format!("{}{name}.", self.prefix), ..self.clone() }
     }
 
+    /// How many numbers there are in all tensors together.
+    pub(crate) fn numbers(&self) -> u64 {
+        let of = |entry: &Entry| entry.shape.iter().map(|&size| size as u64).product::<u64>();
+        self.store.entries.values().map(of).sum()
+    }
+
     /// Whether layers are to use the processor's own kernels.
     pub(crate) fn on_host(&self) -> bool {
         self.device.is_cpu() && self.dtype == DType::F32
@@ -217,6 +229,10 @@ fn read_entries(
     let Some(header) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length)) else {
         return Err(malformed("it is shorter than its header".to_owned()));
     };
+    // PyTorch's files are zips of pickles, its oldest ones pickles.
+    if matches!(bytes, [b'P', b'K', 3, 4, ..] | [0x80, 2..=5, ..]) && header > MAX_HEADER_BYTES {
+        return Err(WeightsError::Pickled { file: label.to_owned() });
+    }
     if header > MAX_HEADER_BYTES {
         return Err(WeightsError::HeaderTooLarge { file: label.to_owned(), bytes: header });
     }

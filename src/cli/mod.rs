@@ -15,6 +15,7 @@ mod lookup;
 mod miner;
 mod models;
 mod options;
+mod progress;
 mod query;
 mod ready;
 mod receipts;

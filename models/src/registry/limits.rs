@@ -13,7 +13,7 @@ pub const MAX_FACTOR: u32 = 8;
 /// The longest edge of a picture that an upscaler may be given, in pixels.
 pub const MAX_UPSCALE_EDGE: u32 = 4096;
 /// Strengths of image-to-image where a model says nothing of them.
-const STRENGTH: Range<f32> = Range { min: 0.02, max: 1.0, default: 0.6 };
+pub(super) const STRENGTH: Range<f32> = Range { min: 0.02, max: 1.0, default: 0.6 };
 
 /// Allowed values and the one that is used where none is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod architecture;
 mod component;
 mod entry;
 mod id;
+pub(crate) mod inspect;
 mod limits;
 mod numerics;
 mod spec;
@@ -22,6 +23,7 @@ pub use component::{
     Blake3Hash, Component, FilePin, MAX_FILES, ModelSource, Origin, OriginPlace, Sha256Hash,
 };
 pub use id::{MAX_ID_BYTES, ModelId};
+pub use inspect::{Inspection, inspect, inspect_control, inspect_file};
 pub use limits::{EdgeRange, PictureLimits, Range, UpscaleLimits};
 pub use numerics::{Attention, Noise, Numerics, Precision};
 pub use spec::{LoraSpec, ModelSpec, Part, UPSCALE_UNIT_EDGE, Verification};
