@@ -45,6 +45,9 @@ pub struct NodeOptions {
     /// Addresses that others reach this node by, when it cannot find out (repeatable).
     #[arg(long, env = "ARGUS_ANNOUNCE", value_name = "MULTIADDR", value_delimiter = ',')]
     pub announce: Vec<String>,
+    /// A model registry file instead of the built-in one.
+    #[arg(long, env = "ARGUS_REGISTRY", value_name = "FILE")]
+    pub registry: Option<PathBuf>,
     #[command(flatten)]
     pub wallet: WalletOptions,
 }
@@ -55,6 +58,9 @@ impl NodeOptions {
         let mut config = Config::load(self.config.as_deref())?;
         if let Some(dir) = &self.data_dir {
             config.data_dir = Some(dir.clone());
+        }
+        if let Some(registry) = &self.registry {
+            config.engine.registry = Some(registry.clone());
         }
         if let Some(netuid) = self.netuid {
             config.netuid = Some(netuid);

@@ -74,7 +74,9 @@ pub(super) fn download(
         watch.end();
         let is_passing = matches!(
             result,
-            Err(FetchError::Unreachable { .. } | FetchError::Truncated { .. } | FetchError::Status { status: 500.., .. })
+            Err(FetchError::Unreachable { .. }
+                | FetchError::Truncated { .. }
+                | FetchError::Status { status: 500.., .. })
         );
         if !is_passing {
             return result;

@@ -80,7 +80,9 @@ pub enum FetchError {
     TooLarge { what: String, limit: u64 },
     #[error("the index has no file of {package} {version} with SHA-256 {sha256}")]
     NoSuchArchive { package: String, version: String, sha256: Sha256Hash },
-    #[error("the archive of {package} has SHA-256 {found}, not the {expected} of the registry; it was thrown away")]
+    #[error(
+        "the archive of {package} has SHA-256 {found}, not the {expected} of the registry; it was thrown away"
+    )]
     ArchiveHash { package: String, expected: Sha256Hash, found: Sha256Hash },
     #[error("the archive cannot be read: {0}")]
     Archive(String),

@@ -121,8 +121,16 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     } else if args.dry_run {
         println!("[[model]]\n{}", text.trim());
     } else {
-        println!("{id}: {}, {} files hashed, written to {}", found.architecture, found.files.len(), registry.display());
-        println!("serve it with `engine.registry = {:?}` and its id in `engine.models`", registry.display().to_string());
+        println!(
+            "{id}: {}, {} files hashed, written to {}",
+            found.architecture,
+            found.files.len(),
+            registry.display()
+        );
+        println!(
+            "serve it with `engine.registry = {:?}` and its id in `engine.models`",
+            registry.display().to_string()
+        );
     }
     Ok(())
 }
@@ -169,11 +177,8 @@ impl Entry<'_> {
                 ("default", limits.size.default),
             ];
             table["size"] = inline(size.map(|(key, edge)| (key, i64::from(edge).into())));
-            let steps = [
-                ("min", limits.steps.min),
-                ("max", limits.steps.max),
-                ("default", limits.steps.default),
-            ];
+            let steps =
+                [("min", limits.steps.min), ("max", limits.steps.max), ("default", limits.steps.default)];
             table["steps"] = inline(steps.map(|(key, steps)| (key, (steps as i64).into())));
             let guidance = [
                 ("min", limits.guidance.min),
@@ -204,7 +209,8 @@ impl Entry<'_> {
     fn controls(&self) -> anyhow::Result<InlineTable> {
         let mut controls = InlineTable::new();
         for ControlArg(kind, folder) in &self.args.controls {
-            let folder = folder.canonicalize().with_context(|| format!("{} is not there", folder.display()))?;
+            let folder =
+                folder.canonicalize().with_context(|| format!("{} is not there", folder.display()))?;
             let files = inspect_control(&folder)?;
             let mut control = InlineTable::new();
             control.insert("path", self.path(&folder).into());
@@ -221,8 +227,8 @@ impl Entry<'_> {
         for LoraArg(path, scale) in &self.args.loras {
             let path = path.canonicalize().with_context(|| format!("{} is not there", path.display()))?;
             inspect_file(&path)?;
-            let (size, blake3) =
-                verified::measure(&path).map_err(|problem| anyhow::anyhow!("{} {problem}", path.display()))?;
+            let (size, blake3) = verified::measure(&path)
+                .map_err(|problem| anyhow::anyhow!("{} {problem}", path.display()))?;
             let mut lora = InlineTable::new();
             lora.insert("path", self.path(&path).into());
             lora.insert("scale", (*scale).into());
@@ -240,17 +246,20 @@ impl Entry<'_> {
 
     fn licence(&self, folder: &Path) -> anyhow::Result<String> {
         let given = self.args.licence.clone();
-        given.or_else(|| licence_of(folder)).context("say under which licence the weights are, with --licence")
+        given
+            .or_else(|| licence_of(folder))
+            .context("say under which licence the weights are, with --licence")
     }
 
     fn pins(&self, name: &str, folder: &Path, files: &[String]) -> anyhow::Result<Array> {
-        let sizes = files.iter().map(|file| std::fs::metadata(folder.join(file)).map_or(0, |found| found.len()));
+        let sizes =
+            files.iter().map(|file| std::fs::metadata(folder.join(file)).map_or(0, |found| found.len()));
         let bar = self.bars.hashing(name, sizes.sum());
         let mut pins = Array::new();
         for file in files {
             let path = folder.join(file);
-            let (size, blake3) =
-                verified::measure(&path).map_err(|problem| anyhow::anyhow!("{} {problem}", path.display()))?;
+            let (size, blake3) = verified::measure(&path)
+                .map_err(|problem| anyhow::anyhow!("{} {problem}", path.display()))?;
             let pin = FilePin { path: file.clone(), size, blake3, member: None };
             let mut table = InlineTable::new();
             table.insert("path", pin.path.into());

@@ -26,7 +26,10 @@ pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     for spec in super::chosen(&registry, &args.ids)? {
         let done = fetch_parts(spec, &settings, json).with_context(|| spec.id.to_string())?;
         if !json {
-            println!("{}: {} files fetched ({} bytes), {} were there", spec.id, done.fetched, done.bytes, done.kept);
+            println!(
+                "{}: {} files fetched ({} bytes), {} were there",
+                spec.id, done.fetched, done.bytes, done.kept
+            );
         }
         reports.push(json!({
             "id": spec.id.as_str(), "fetched": done.fetched, "bytes": done.bytes, "kept": done.kept,

@@ -64,7 +64,8 @@ fn entry(spec: &ModelSpec) -> Value {
             Part::Base => {}
             Part::Control(kind) => entry["controls"][kind.to_string()] = source(component),
             Part::Lora(index) => {
-                entry["loras"][index] = json!({ "file": spec.loras[index].file, "scale": spec.loras[index].scale });
+                entry["loras"][index] =
+                    json!({ "file": spec.loras[index].file, "scale": spec.loras[index].scale });
             }
         }
     }

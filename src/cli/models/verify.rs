@@ -43,7 +43,9 @@ fn verify(spec: &ModelSpec, json: bool) -> Value {
             files += 1;
             if let Err(problem) = verified::check_file(&folder.join(&pin.path), pin) {
                 let (detail, reason) = (problem.to_string(), problem.reason());
-                wrong.push(json!({ "part": part.to_string(), "path": pin.path, "reason": reason, "detail": detail }));
+                wrong.push(
+                    json!({ "part": part.to_string(), "path": pin.path, "reason": reason, "detail": detail }),
+                );
             }
             bar.inc(pin.size);
         }
@@ -53,7 +55,9 @@ fn verify(spec: &ModelSpec, json: bool) -> Value {
         let id = spec.id.as_str();
         match (files, unpinned) {
             _ if !wrong.is_empty() => println!("{id:<20} {} of {files} files are wrong", wrong.len()),
-            (_, true) => println!("{id:<20} has no hashes in the registry; `argus models add --replace` writes them"),
+            (_, true) => {
+                println!("{id:<20} has no hashes in the registry; `argus models add --replace` writes them")
+            }
             (0, _) => println!("{id:<20} embedded"),
             _ => println!("{id:<20} {files} files are right"),
         }
