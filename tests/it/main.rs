@@ -3,5 +3,6 @@
 mod chain;
 mod cli;
 mod gateway;
+mod models;
 mod network;
 mod tidy;

@@ -104,7 +104,9 @@ pub fn inspect_control(path: &Path) -> Result<Vec<String>, LoadError> {
     let config: Class = files.config("config.json")?;
     match config.class.as_deref() {
         Some("ControlNetModel") => Ok(part(&files, "")?.files),
-        class => Err(files.unknown("config.json", format!("`{}`, as a ControlNet,", class.unwrap_or("nothing")))),
+        class => {
+            Err(files.unknown("config.json", format!("`{}`, as a ControlNet,", class.unwrap_or("nothing"))))
+        }
     }
 }
 
@@ -123,10 +125,9 @@ fn check_readable(path: &Path) -> Result<(), LoadError> {
     let is_pickle = |name: &str| PICKLES.iter().any(|ending| name.ends_with(ending));
     match path.file_name().and_then(|name| name.to_str()) {
         Some(name) if is_pickle(name) => Err(LoadError::Pickled { path: path.display().to_string() }),
-        _ => std::fs::metadata(path).map(|_| ()).map_err(|source| LoadError::Unreadable {
-            path: path.display().to_string(),
-            source,
-        }),
+        _ => std::fs::metadata(path)
+            .map(|_| ())
+            .map_err(|source| LoadError::Unreadable { path: path.display().to_string(), source }),
     }
 }
 
@@ -207,7 +208,8 @@ fn edges(files: &ModelFiles, unet: &UNetFigures, scale: u32) -> Result<EdgeRange
     let blocks = unet.block_out_channels.len().clamp(1, 8) as u32;
     // The UNet halves its latents between blocks.
     let least = scale << (blocks - 1);
-    let trained = unet.sample_size.and_then(|size| u32::try_from(size).ok()?.checked_mul(scale)).unwrap_or(512);
+    let trained =
+        unet.sample_size.and_then(|size| u32::try_from(size).ok()?.checked_mul(scale)).unwrap_or(512);
     let multiple_of = least.max(64.min(trained)).max(1);
     let default = (trained / multiple_of).max(1) * multiple_of;
     let largest = crate::diffusion::MAX_EDGE as u32 / multiple_of * multiple_of;
@@ -265,7 +267,9 @@ fn folders(path: &Path) -> Result<Vec<String>, LoadError> {
             folders.push(name);
         }
         if folders.len() > MAX_FOLDERS {
-            return Err(ModelFiles::folder(path).bad_config("", format!("it has more than {MAX_FOLDERS} folders")));
+            return Err(
+                ModelFiles::folder(path).bad_config("", format!("it has more than {MAX_FOLDERS} folders"))
+            );
         }
     }
     folders.sort();
