@@ -54,7 +54,12 @@ impl Models {
                     let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
                     let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
                     let pipeline = Pipeline::open_on(&spec.files(), &controls, device, Pool::current());
-                    let pipeline = pipeline.map_err(failed(spec.id.as_str()))?;
+                    let mut pipeline = pipeline.map_err(failed(spec.id.as_str()))?;
+                    if let Some(kind) = spec.scheduler {
+                        let unfit = |error| spec.files().bad_config("scheduler", format!("{kind}: {error}"));
+                        let set = pipeline.set_scheduler(kind).map_err(unfit);
+                        set.map_err(failed(spec.id.as_str()))?;
+                    }
                     check_offer(spec, &pipeline)?;
                     models.pipelines.insert(spec.id.clone(), pipeline);
                 }

@@ -12,7 +12,7 @@ use super::{
     Architecture, Blake3Hash, Component, EdgeRange, FilePin, LoraSpec, ModelId, ModelSource, ModelSpec,
     ModelTask, Numerics, Origin, PictureLimits, Range, RegistryError, UpscaleLimits, Verification,
 };
-use crate::diffusion::ControlKind;
+use crate::diffusion::{ControlKind, SchedulerKind};
 use crate::embedded;
 
 /// The longest timeout that a spec may set.
@@ -42,6 +42,7 @@ pub(super) struct Entry {
     steps: Option<Range<usize>>,
     guidance: Option<Range<f32>>,
     strength: Option<Range<f32>>,
+    scheduler: Option<SchedulerKind>,
     upscale: Option<UpscaleLimits>,
     work_units: f64,
     timeout_seconds: u64,
@@ -101,6 +102,9 @@ impl Entry {
             }
             _ => {}
         }
+        if self.scheduler.is_some() && pictures.is_none() {
+            return Err("scheduler is for models that make pictures".to_owned());
+        }
         match (&self.upscale, self.tasks.contains(&ModelTask::Upscale)) {
             (None, true) => {
                 return Err("a model that upscales has upscale = { factors, max_edge }".to_owned());
@@ -124,6 +128,7 @@ impl Entry {
             loras,
             licence: self.licence,
             tasks: self.tasks,
+            scheduler: self.scheduler,
             pictures,
             upscale: self.upscale,
             work_units: self.work_units,

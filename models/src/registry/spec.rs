@@ -8,7 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Architecture, Component, ModelId, ModelTask, Numerics, PictureLimits, UpscaleLimits};
-use crate::diffusion::{ControlKind, Generate, GenerateError, MAX_CONTROL_SCALE, MAX_CONTROLS, Start};
+use crate::diffusion::{
+    ControlKind, Generate, GenerateError, MAX_CONTROL_SCALE, MAX_CONTROLS, SchedulerKind, Start,
+};
 use crate::embedded;
 use crate::loader::ModelFiles;
 use crate::tokenizer::MAX_PROMPT_BYTES;
@@ -73,6 +75,8 @@ pub struct ModelSpec {
     /// SPDX expression or name of the weights' licence.
     pub licence: String,
     pub tasks: Vec<ModelTask>,
+    /// Takes the place of the sampler that the model's own files name.
+    pub scheduler: Option<SchedulerKind>,
     /// There if and only if the model makes pictures from words.
     pub pictures: Option<PictureLimits>,
     /// There if and only if the model upscales.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::DeviceKind;
-use crate::diffusion::{Control, ControlKind, Generate, GenerateError, Pipeline, Start};
+use crate::diffusion::{Control, ControlKind, Generate, GenerateError, Pipeline, SchedulerKind, Start};
 use crate::loader::ModelFiles;
 use crate::picture::RgbPicture;
 use crate::tokenizer::MAX_PROMPT_BYTES;
@@ -111,6 +111,7 @@ size = { min = 256, max = 1024, multiple_of = 64, default = 512 }
 steps = { min = 1, max = 50, default = 25 }
 guidance = { min = 0.0, max = 12.0, default = 7.0 }
 strength = { min = 0.1, max = 1.0, default = 0.7 }
+scheduler = "dpm++-2m-karras"
 work_units = 1600.0
 timeout_seconds = 30
 memory_mib = 4096
@@ -146,6 +147,7 @@ fn an_entry_says_everything_about_a_model() {
     assert_eq!((spec.loras[0].file.as_str(), spec.loras[0].scale), ("detail.safetensors", -0.5));
     assert_eq!((spec.memory, spec.pictures.unwrap().strength.default), (Some(4096 << 20), 0.7));
     assert!(!spec.numerics.is_exact());
+    assert_eq!(spec.scheduler, Some(SchedulerKind::DpmMultistepKarras));
     let parts: Vec<String> = spec.parts().iter().map(|(part, _)| part.to_string()).collect();
     assert_eq!(parts, ["model", "control scribble", "LoRA 1"]);
 }
@@ -179,6 +181,7 @@ fn entries_that_contradict_themselves_are_refused() {
             "did you mean `device-f16`?",
         ),
         ("strength = { min = 0.1", "strength = { min = 0.0", "strength"),
+        ("\"dpm++-2m-karras\"", "\"dpm++-2m-karas\"", "did you mean `dpm++-2m-karras`?"),
         ("memory_mib = 4096", "memory_mib = 17592186044416", "memory_mib"),
         ("memory_mib = 4096", "upscale = { factors = [2], max_edge = 512 }", "models that upscale"),
         ("[model.controls.scribble]", "[model.controls.scribbel]", "did you mean `scribble`?"),

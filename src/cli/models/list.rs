@@ -55,6 +55,7 @@ fn entry(spec: &ModelSpec) -> Value {
         entry["steps"] = json!(limits.steps);
         entry["guidance"] = json!(limits.guidance);
         entry["strength"] = json!(limits.strength);
+        entry["scheduler"] = json!(spec.scheduler);
     }
     if let Some(limits) = &spec.upscale {
         entry["upscale"] = json!(limits);
