@@ -185,7 +185,9 @@ fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
     let scheduler: SchedulerFigures = files.config("scheduler/scheduler_config.json")?;
     let tasks = match figures.in_channels {
         9 => vec![ModelTask::Inpaint, ModelTask::Uncrop],
-        _ => vec![ModelTask::TextToImage, ModelTask::ImageToImage],
+        _ => {
+            vec![ModelTask::TextToImage, ModelTask::ImageToImage, ModelTask::Inpaint, ModelTask::Uncrop]
+        }
     };
     let scale = 1u32 << vae.block_out_channels.len().saturating_sub(1).min(8);
     let size = edges(files, &figures, scale)?;
