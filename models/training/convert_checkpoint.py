@@ -11,6 +11,7 @@ refuses everything else. Needs torch and safetensors (models/training/requiremen
 import argparse
 import json
 import pathlib
+import pickle
 import sys
 
 import torch
@@ -44,7 +45,10 @@ def safe_name(name):
 
 
 def convert(source, target):
-    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        sys.exit(f"{source}: refused, since it holds more than tensors and containers of them")
     tensors = tensors_of(checkpoint)
     if not tensors:
         raise SystemExit(f"{source}: no tensors in it")
