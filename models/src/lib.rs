@@ -10,6 +10,7 @@ pub mod elementary;
 mod embedded;
 pub mod engine;
 pub mod features;
+pub mod kandinsky;
 mod layers;
 pub mod loader;
 pub mod noise;
@@ -33,6 +34,7 @@ pub use engine::{
     StartError, SubmitError,
 };
 pub use features::{Features, HashDistances, ImageHashes};
+pub use kandinsky::{KandinskyPipeline, PriorSettings};
 pub use loader::{LoadError, ModelFiles};
 pub use nsfw::{NsfwModel, NsfwOpinion, NsfwScores};
 pub use picture::{Limits, PictureError, RgbPicture};

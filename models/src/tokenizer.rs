@@ -81,6 +81,13 @@ impl ClipTokenizer {
     /// The ids of a text, cut off or padded to the window. Never fails on any text of at most
     /// [`MAX_PROMPT_BYTES`]; what is longer is cut there first.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
+        let mut ids = self.encode_unpadded(text)?;
+        ids.resize(self.window, self.padding);
+        Ok(ids)
+    }
+
+    /// As [`Self::encode`], only as far as the end token.
+    pub(crate) fn encode_unpadded(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
         let text = &text[..text.floor_char_boundary(MAX_PROMPT_BYTES)];
         let encoding =
             self.tokenizer.encode(text, false).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
@@ -88,7 +95,6 @@ impl ClipTokenizer {
         ids.push(self.start);
         ids.extend(encoding.get_ids().iter().take(self.window - 2));
         ids.push(self.end);
-        ids.resize(self.window, self.padding);
         Ok(ids)
     }
 }

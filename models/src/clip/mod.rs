@@ -3,7 +3,7 @@
 mod encoder;
 mod preprocess;
 pub(crate) mod text;
-mod vision;
+pub(crate) mod vision;
 
 #[cfg(test)]
 mod tests;

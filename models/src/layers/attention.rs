@@ -27,7 +27,32 @@ pub(crate) enum KeysValues {
     Device { keys: Tensor, values: Tensor },
 }
 
+/// Where the keys and values of some tokens lie.
+#[derive(Clone, Copy)]
+pub(crate) struct KeyValueColumns<'a> {
+    /// `[batch, tokens, width]`.
+    pub(crate) joined: &'a Tensor,
+    /// The first column of the keys.
+    pub(crate) keys: usize,
+    /// The first column of the values.
+    pub(crate) values: usize,
+}
+
 impl KeysValues {
+    /// The tokens of each part in turn, with `channels` columns of keys and of values each.
+    pub(crate) fn prepare_sequence(
+        parts: &[KeyValueColumns],
+        channels: usize,
+        head_count: usize,
+    ) -> Result<Self> {
+        let columns = |part: &KeyValueColumns| {
+            let keys = part.joined.narrow(2, part.keys, channels)?;
+            Tensor::cat(&[keys, part.joined.narrow(2, part.values, channels)?], 2)
+        };
+        let parts = parts.iter().map(columns).collect::<Result<Vec<_>>>()?;
+        Self::prepare(&Tensor::cat(&parts, 1)?, 0, channels, channels, head_count)
+    }
+
     /// From a tensor `[batch, tokens, width]` whose columns hold the keys from `key_column` on and
     /// the values from `value_column` on, `channels` each.
     pub(crate) fn prepare(
@@ -67,7 +92,8 @@ impl KeysValues {
 }
 
 /// Softmax attention of the first `channels` columns of `queries`, `[batch, tokens, at least
-/// channels]`, to `[batch, tokens, channels]`. If `causal`, a token sees itself and those before.
+/// channels]`, to `[batch, tokens, channels]`. If `causal`, the queries are the last of the tokens
+/// that have keys, and a token sees itself and those before.
 pub(crate) fn attend(queries: &Tensor, keys_values: &KeysValues, causal: bool) -> Result<Tensor> {
     match keys_values {
         KeysValues::Host { heads, tokens, channels, head_count } => {
@@ -92,6 +118,7 @@ fn attend_host(
     let size = channels / head_count;
     let factor = 1.0 / (size as f32).sqrt();
     let blocks = tokens.div_ceil(QUERY_BLOCK);
+    let before = keys.saturating_sub(tokens);
     let mut output = vec![0.0f32; batch * tokens * channels];
     // SAFETY: the output outlives the tasks below and is not touched otherwise while they run.
     let target = unsafe { Target::new(output.as_mut_ptr(), channels) };
@@ -117,7 +144,7 @@ fn attend_host(
             }
             let mut scale = [0.0f32; QUERY_BLOCK];
             for (row, (scores, scale)) in scores.chunks_exact_mut(keys).zip(&mut scale).enumerate() {
-                let seen = if causal { (first + row + 1).min(keys) } else { keys };
+                let seen = if causal { (before + first + row + 1).min(keys) } else { keys };
                 let (seen, unseen) = scores.split_at_mut(seen);
                 *scale = 1.0 / exponentials(seen, factor);
                 unseen.fill(0.0);
@@ -166,6 +193,7 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
     let queries =
         queries.narrow(2, 0, heads * size)?.reshape((batch, tokens, heads, size))?.transpose(1, 2)?;
     let factor = 1.0 / (size as f64).sqrt();
+    let before = key_tokens.saturating_sub(tokens);
     let block = (DEVICE_SCORES / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
     let mut outputs = Vec::new();
     for first in (0..tokens).step_by(block) {
@@ -175,7 +203,7 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
         if causal {
             let mask: Vec<f32> = (first..first + rows)
                 .flat_map(|query| {
-                    (0..key_tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
+                    (0..key_tokens).map(move |key| if key > before + query { f32::NEG_INFINITY } else { 0.0 })
                 })
                 .collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (rows, key_tokens), scores.device())?)?;

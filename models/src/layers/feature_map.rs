@@ -1,6 +1,7 @@
 //! A batch of pictures of any number of channels, in the layout that its device is fastest with.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::host::{self, is_host};
 
@@ -123,5 +124,54 @@ impl FeatureMap {
             })
         })??;
         Ok(Self(host::tensor(joined, (left.batch, left.height, left.width, channels))?))
+    }
+
+    /// Half the height and width (rounded down), each pixel the mean of four.
+    pub(crate) fn halve(&self) -> Result<Self> {
+        if !is_host(&self.0) {
+            return Ok(Self(self.0.avg_pool2d(2)?));
+        }
+        let Extent { batch, channels, height, width } = self.extent()?;
+        let (rows, columns) = (height / 2, width / 2);
+        let output = host::with_values(&self.0, |values| {
+            let mut output = vec![0.0f32; batch * rows * columns * channels];
+            let row_length = (columns * channels).max(1);
+            output.par_chunks_mut(row_length).enumerate().for_each(|(row, output)| {
+                let above = (row / rows * height + row % rows * 2) * width * channels;
+                let (above, below) = values[above..above + 2 * width * channels].split_at(width * channels);
+                for (column, output) in output.chunks_exact_mut(channels).enumerate() {
+                    let [above, below] =
+                        [above, below].map(|row| row[2 * column * channels..].split_at(channels));
+                    for (channel, output) in output.iter_mut().enumerate() {
+                        let upper = above.0[channel] + above.1[channel];
+                        *output = (upper + (below.0[channel] + below.1[channel])) * 0.25;
+                    }
+                }
+            });
+            output
+        })?;
+        Ok(Self(host::tensor(output, (batch, rows, columns, channels))?))
+    }
+
+    /// Twice the height and width, each pixel becoming four.
+    pub(crate) fn double(&self) -> Result<Self> {
+        let Extent { batch, channels, height, width } = self.extent()?;
+        if !is_host(&self.0) {
+            return Ok(Self(self.0.upsample_nearest2d(2 * height, 2 * width)?));
+        }
+        let output = host::with_values(&self.0, |values| {
+            let mut output = vec![0.0f32; batch * 4 * height * width * channels];
+            let row_length = (2 * width * channels).max(1);
+            output.par_chunks_mut(row_length).enumerate().for_each(|(row, output)| {
+                let start = row / 2 * width * channels;
+                let pixels = values[start..start + width * channels].chunks_exact(channels);
+                for (pixel, output) in pixels.zip(output.chunks_exact_mut(2 * channels)) {
+                    output[..channels].copy_from_slice(pixel);
+                    output[channels..].copy_from_slice(pixel);
+                }
+            });
+            output
+        })?;
+        Ok(Self(host::tensor(output, (batch, 2 * height, 2 * width, channels))?))
     }
 }

@@ -20,5 +20,5 @@ pub(crate) use activation::Activation;
 pub(crate) use conv::{Conv2d, ConvExtras, Window};
 pub(crate) use feature_map::{Extent, FeatureMap};
 pub(crate) use linear::{GatedLinear, Linear};
-pub(crate) use norm::{GroupNorm, LayerNorm};
+pub(crate) use norm::{GroupNorm, LayerNorm, SpatialNorm};
 pub(crate) use rectifier::Rectifier;

@@ -7,6 +7,7 @@ use super::activation::Activation;
 use super::feature_map::{Extent, FeatureMap};
 use super::host;
 use super::isa::for_each_isa;
+use super::linear::Linear;
 use crate::weights::{Weights, WeightsResult};
 
 /// Pixels whose sums are taken together; fixed, so that the bits do not depend on threads.
@@ -60,28 +61,56 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
-        self.forward_with(input, false)
+        self.forward_with(input, None, false)
     }
 
     /// Then SiLU.
     pub(crate) fn forward_silu(&self, input: &FeatureMap) -> Result<FeatureMap> {
-        self.forward_with(input, true)
+        self.forward_with(input, None, true)
     }
 
-    fn forward_with(&self, input: &FeatureMap, silu: bool) -> Result<FeatureMap> {
+    /// Then `x · (1 + scale) + shift`, the same for all pixels of a picture, then SiLU.
+    /// `modulation`: the scales of all channels, then the shifts, `[batch or 1, 2 · channels]`.
+    pub(crate) fn forward_modulated_silu(
+        &self,
+        input: &FeatureMap,
+        modulation: &Tensor,
+    ) -> Result<FeatureMap> {
+        self.forward_with(input, Some(modulation), true)
+    }
+
+    fn forward_with(
+        &self,
+        input: &FeatureMap,
+        modulation: Option<&Tensor>,
+        silu: bool,
+    ) -> Result<FeatureMap> {
+        let extent = input.extent()?;
+        if let Some(modulation) = modulation {
+            let (rows, width) = modulation.dims2()?;
+            if width != 2 * extent.channels || (rows != 1 && rows != extent.batch) {
+                candle_core::bail!("a modulation of {:?} does not fit {extent:?}", modulation.shape());
+            }
+        }
         match &self.affine {
             Affine::Host { weight, bias } => {
-                let extent = input.extent()?;
-                if extent.channels != weight.len() {
-                    candle_core::bail!("a normalisation of {} channels got {extent:?}", weight.len());
-                }
+                check_channels(weight, extent)?;
                 let output = host::with_values(input.native(), |values| {
-                    self.normalise(weight, bias, values, extent, silu)
-                })?;
+                    host::with_optional_values(modulation, |modulation| {
+                        self.normalise(weight, bias, values, extent, modulation, silu)
+                    })
+                })??;
                 Ok(FeatureMap::from_native(host::tensor(output, input.native().shape())?))
             }
             Affine::Device { weight, bias } => {
-                let output = self.forward_device(weight, bias, input.native())?;
+                let mut output = self.forward_device(weight, bias, input.native())?;
+                if let Some(modulation) = modulation {
+                    let part = |index| {
+                        let part = modulation.narrow(1, index * extent.channels, extent.channels)?;
+                        part.reshape(((), extent.channels, 1, 1))
+                    };
+                    output = output.broadcast_mul(&(part(0)? + 1.0)?)?.broadcast_add(&part(1)?)?;
+                }
                 let output = if silu { Activation::Silu.forward(&output)? } else { output };
                 Ok(FeatureMap::from_native(output))
             }
@@ -107,6 +136,7 @@ impl GroupNorm {
         bias: &[f32],
         values: &[f32],
         extent: Extent,
+        modulation: Option<&[f32]>,
         silu: bool,
     ) -> Vec<f32> {
         let channels = extent.channels;
@@ -123,20 +153,25 @@ impl GroupNorm {
                 scale(factors, offsets, values, output)
             }
         };
-        let whole_image = |(values, output): (&[f32], &mut [f32])| {
+        let factors = |index: usize, sums: &[ChannelSums]| {
+            let (mut factors, mut offsets) = self.factors(weight, bias, sums, image);
+            if let Some(modulation) = modulation {
+                modulate(&modulation[index * 2 * channels % modulation.len()..], &mut factors, &mut offsets);
+            }
+            (factors, offsets)
+        };
+        let whole_image = |(index, (values, output)): (usize, (&[f32], &mut [f32]))| {
             let sums: Vec<_> = values.chunks(chunk).map(|values| ChannelSums::of(values, channels)).collect();
-            let (factors, offsets) = self.factors(weight, bias, &sums, image);
+            let (factors, offsets) = factors(index, &sums);
             apply(&factors, &offsets, values, output);
         };
         if values.len() < PARALLEL_VALUES {
-            values.chunks(image).zip(output.chunks_mut(image)).for_each(whole_image);
+            values.chunks(image).zip(output.chunks_mut(image)).enumerate().for_each(whole_image);
         } else if extent.batch >= rayon::current_num_threads() {
-            values.par_chunks(image).zip(output.par_chunks_mut(image)).for_each(whole_image);
+            values.par_chunks(image).zip(output.par_chunks_mut(image)).enumerate().for_each(whole_image);
         } else {
-            for (values, output) in values.chunks(image).zip(output.chunks_mut(image)) {
-                let sums: Vec<_> =
-                    values.par_chunks(chunk).map(|values| ChannelSums::of(values, channels)).collect();
-                let (factors, offsets) = self.factors(weight, bias, &sums, image);
+            for (index, (values, output)) in values.chunks(image).zip(output.chunks_mut(image)).enumerate() {
+                let (factors, offsets) = factors(index, &sums_of(values, channels));
                 values.par_chunks(chunk).zip(output.par_chunks_mut(chunk)).for_each(|(values, output)| {
                     apply(&factors, &offsets, values, output);
                 });
@@ -173,6 +208,27 @@ impl GroupNorm {
         }
         (factors, offsets)
     }
+}
+
+fn check_channels(weight: &[f32], extent: Extent) -> Result<()> {
+    if extent.channels != weight.len() {
+        candle_core::bail!("a normalisation of {} channels got {extent:?}", weight.len());
+    }
+    Ok(())
+}
+
+/// Joins a picture's scales and shifts with what to multiply by and to add already.
+fn modulate(modulation: &[f32], factors: &mut [f32], offsets: &mut [f32]) {
+    let (scales, shifts) = modulation.split_at(factors.len());
+    for (((factor, offset), scale), shift) in factors.iter_mut().zip(offsets).zip(scales).zip(shifts) {
+        *factor *= 1.0 + scale;
+        *offset = offset.mul_add(1.0 + scale, *shift);
+    }
+}
+
+/// The sums of one picture's chunks, in order.
+fn sums_of(values: &[f32], channels: usize) -> Vec<ChannelSums> {
+    values.par_chunks(CHUNK_PIXELS * channels).map(|values| ChannelSums::of(values, channels)).collect()
 }
 
 /// Sums and sums of squares of each channel over some pixels.
@@ -217,6 +273,120 @@ for_each_isa! {
             for (((value, output), factor), offset) in values.iter().zip(output).zip(factors).zip(offsets) {
                 let value = value.mul_add(*factor, *offset);
                 *output = value * super::activation::sigmoid(value);
+            }
+        }
+    }
+}
+
+/// A group normalisation whose result is scaled and shifted pixel by pixel, by what the latents at
+/// that place say: diffusers' `SpatialNorm` (MoVQ, Zheng et al. 2022).
+pub(crate) struct SpatialNorm {
+    norm: GroupNorm,
+    /// Of each latent pixel: the scales of all channels, then the shifts.
+    conditions: Linear,
+}
+
+impl SpatialNorm {
+    /// The reference has these figures, whatever the config says.
+    const GROUPS: usize = 32;
+    const EPSILON: f64 = 1e-6;
+
+    /// Reads `norm_layer`, `conv_y` and `conv_b`.
+    pub(crate) fn load(weights: &Weights, channels: usize, latent_channels: usize) -> WeightsResult<Self> {
+        let conditions = ["conv_y", "conv_b"].map(|name| weights.at(name));
+        Ok(Self {
+            norm: GroupNorm::load(&weights.at("norm_layer"), Self::GROUPS, channels, Self::EPSILON)?,
+            conditions: Linear::load_joined(&conditions, latent_channels, channels, true)?,
+        })
+    }
+
+    /// `latents`: of a size that divides the input's; each latent pixel is that of a square of pixels.
+    pub(crate) fn forward(&self, input: &FeatureMap, latents: &FeatureMap, silu: bool) -> Result<FeatureMap> {
+        let (extent, cells) = (input.extent()?, latents.extent()?);
+        let is_whole = |pixels: usize, cells: usize| cells > 0 && pixels.is_multiple_of(cells);
+        if extent.batch != cells.batch
+            || !is_whole(extent.height, cells.height)
+            || !is_whole(extent.width, cells.width)
+        {
+            candle_core::bail!("latents of {cells:?} do not divide {extent:?}");
+        }
+        let conditions = self.conditions.forward(&latents.to_tokens()?)?;
+        match &self.norm.affine {
+            Affine::Host { weight, bias } => {
+                check_channels(weight, extent)?;
+                let output = host::with_values(input.native(), |values| {
+                    host::with_values(&conditions, |conditions| {
+                        self.normalise((weight, bias), (values, extent), (conditions, cells), silu)
+                    })
+                })??;
+                Ok(FeatureMap::from_native(host::tensor(output, input.native().shape())?))
+            }
+            Affine::Device { .. } => {
+                let conditions = FeatureMap::from_tokens(&conditions, cells.height, cells.width)?;
+                let conditions = conditions.native().upsample_nearest2d(extent.height, extent.width)?;
+                let part = |index: usize| conditions.narrow(1, index * extent.channels, extent.channels);
+                let output = ((self.norm.forward(input)?.native() * part(0)?)? + part(1)?)?;
+                let output = if silu { Activation::Silu.forward(&output)? } else { output };
+                Ok(FeatureMap::from_native(output))
+            }
+        }
+    }
+
+    fn normalise(
+        &self,
+        (weight, bias): (&[f32], &[f32]),
+        (values, extent): (&[f32], Extent),
+        (conditions, cells): (&[f32], Extent),
+        silu: bool,
+    ) -> Vec<f32> {
+        let channels = extent.channels;
+        let row = extent.width * channels;
+        let image = extent.height * row;
+        let mut output = vec![0.0f32; values.len()];
+        if image == 0 {
+            return output;
+        }
+        let (rows_each, pixels_each) = (extent.height / cells.height, extent.width / cells.width);
+        let cell_row = cells.width * 2 * channels;
+        for (index, (values, output)) in values.chunks(image).zip(output.chunks_mut(image)).enumerate() {
+            let (factors, offsets) = self.norm.factors(weight, bias, &sums_of(values, channels), image);
+            let conditions = &conditions[index * cells.height * cell_row..];
+            values.par_chunks(row).zip(output.par_chunks_mut(row)).enumerate().for_each(
+                |(y, (values, output))| {
+                    let conditions = &conditions[y / rows_each * cell_row..][..cell_row];
+                    scale_by_cells(&factors, &offsets, conditions, pixels_each, silu, values, output);
+                },
+            );
+        }
+        output
+    }
+}
+
+for_each_isa! {
+    /// One row of pixels, of which `pixels_each` have the same scales and shifts.
+    fn scale_by_cells(
+        factors: &[f32],
+        offsets: &[f32],
+        conditions: &[f32],
+        pixels_each: usize,
+        silu: bool,
+        values: &[f32],
+        output: &mut [f32],
+    ) {
+        let channels = factors.len();
+        let offsets = &offsets[..channels];
+        let pixels = values.chunks_exact(channels).zip(output.chunks_exact_mut(channels));
+        for (x, (values, output)) in pixels.enumerate() {
+            let cell = &conditions[x / pixels_each * 2 * channels..][..2 * channels];
+            let (scales, shifts) = cell.split_at(channels);
+            for channel in 0..channels {
+                let value = values[channel].mul_add(factors[channel], offsets[channel]);
+                output[channel] = value.mul_add(scales[channel], shifts[channel]);
+            }
+            if silu {
+                for value in output {
+                    *value *= super::activation::sigmoid(*value);
+                }
             }
         }
     }

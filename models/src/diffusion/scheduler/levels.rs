@@ -63,7 +63,7 @@ fn linspace(start: f32, end: f32, count: usize) -> Vec<f32> {
 }
 
 /// Nichol and Dhariwal's cosine schedule.
-fn cosine_betas(count: usize) -> Vec<f32> {
+pub(crate) fn cosine_betas(count: usize) -> Vec<f32> {
     let alpha = |time: f64| {
         let cosine = elementary::sin_cos_quarters((time + 0.008) / 1.008).1;
         cosine * cosine

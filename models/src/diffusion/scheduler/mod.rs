@@ -21,6 +21,7 @@ mod tests;
 pub use kind::SchedulerKind;
 
 pub(crate) use config::SchedulerConfig;
+pub(crate) use levels::cosine_betas;
 pub(crate) use run::{Plan, SeededNoise, Step, StepNoise};
 
 use config::{Sampler, Settings, Spacing};

@@ -1,0 +1,682 @@
+//! Tiny random models in the layout of Kandinsky 2.2 against diffusers' numbers for them
+//! (`models/training/fixtures/kandinsky.py`), opened from folders as the real ones would be.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use half::f16;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use tempfile::TempDir;
+
+use super::*;
+use crate::diffusion::{Mask, Pads};
+use crate::layers::FeatureMap;
+
+const PROMPT: &str = "a red apple, on the table!";
+const NEGATIVE: &str = "blurry";
+const PRIOR: PriorSettings = PriorSettings { steps: 5, guidance: 2.0 };
+const STEPS: usize = 4;
+const GUIDANCE: f32 = 2.0;
+const STRENGTH: f32 = 0.6;
+const WIDTH: u32 = 48;
+const HEIGHT: u32 = 32;
+const EDGE: u32 = 32;
+const TIMESTEP: f64 = 481.0;
+const SEED: u64 = 22;
+const WEIGHTS_SEED: u64 = 2022;
+/// The largest difference, relative to the largest value of the reference.
+const TOLERANCE: f64 = 1e-4;
+
+/// The folder of one model, and what diffusers computes with it.
+struct Fixture {
+    folder: TempDir,
+    expected: HashMap<String, Vec<f32>>,
+}
+
+/// How to make each tensor of a file: noise stream, shape, scale and offset.
+type Recipes = BTreeMap<String, BTreeMap<String, (u64, Vec<usize>, f32, f32)>>;
+
+impl Fixture {
+    fn unpack(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/kandinsky").join(name);
+        let bytes = std::fs::read(path.with_extension("fixture")).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in metadata.metadata().as_ref().unwrap() {
+            if path == "weights" {
+                make_weights(folder.path(), text);
+            } else {
+                write(&folder.path().join(path), text.as_bytes());
+            }
+        }
+        let expected = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap();
+        let expected =
+            expected.iter().map(|(name, tensor)| (name["expected:".len()..].to_owned(), values(tensor)));
+        Self { expected: expected.collect(), folder }
+    }
+
+    fn files(&self) -> ModelFiles {
+        ModelFiles::folder(self.folder.path())
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.folder.path().join(inside)
+    }
+
+    /// The same with one file changed.
+    fn changed(self, path: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Self {
+        let file = self.path(path);
+        let bytes = change(std::fs::read(&file).unwrap());
+        std::fs::write(file, bytes).unwrap();
+        self
+    }
+
+    fn replaced(self, path: &str, old: &str, new: &str) -> Self {
+        self.changed(path, |bytes| {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains(old), "{path} has no {old}");
+            text.replace(old, new).into_bytes()
+        })
+    }
+}
+
+fn make_weights(folder: &Path, recipes: &str) {
+    let recipes: Recipes = serde_json::from_str(recipes).unwrap();
+    for (path, tensors) in recipes {
+        let made: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+            .into_iter()
+            .map(|(name, (stream, shape, scale, offset))| {
+                let values = noise::normal(WEIGHTS_SEED, stream, shape.iter().product());
+                let halves = values.iter().map(|value| f16::from_f32(value * scale + offset));
+                (name, shape, halves.flat_map(f16::to_le_bytes).collect())
+            })
+            .collect();
+        let views = made
+            .iter()
+            .map(|(name, shape, bytes)| (name, TensorView::new(Dtype::F16, shape.clone(), bytes).unwrap()));
+        write(&folder.join(path), &safetensors::serialize(views, None).unwrap());
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    let largest = expected.iter().map(|value| f64::from(value.abs())).fold(0.0, f64::max);
+    let difference = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    let error = difference / largest;
+    assert!(error <= TOLERANCE, "{name}: relative error {error:.2e}");
+    println!("{name}: relative error {error:.2e}");
+}
+
+fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn listen(_: usize) -> ControlFlow<GenerateError> {
+    ControlFlow::Continue(())
+}
+
+/// The models of a fixture on the processor, in the format that has kernels of ours or in another.
+struct Models {
+    prior: (Fixture, Prior),
+    decoder: (Fixture, Decoder),
+    inpainter: (Fixture, Decoder),
+    dtype: DType,
+}
+
+impl Models {
+    fn open(dtype: DType) -> Self {
+        let decoder = |name| {
+            let fixture = Fixture::unpack(name);
+            let decoder = Decoder::load(Part::whole(&fixture.files()), &Device::Cpu, dtype).unwrap();
+            (fixture, decoder)
+        };
+        let fixture = Fixture::unpack("prior");
+        let prior = Prior::load(Part::whole(&fixture.files()), &Device::Cpu, dtype).unwrap();
+        Self { prior: (fixture, prior), decoder: decoder("decoder"), inpainter: decoder("inpaint"), dtype }
+    }
+
+    fn embeddings(&self) -> Embeddings {
+        let expected = &self.prior.0.expected;
+        Embeddings {
+            image: expected["guided_negative.image"].clone(),
+            negative: expected["guided_negative.negative"].clone(),
+        }
+    }
+
+    fn tensor(&self, values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Tensor {
+        Tensor::from_vec(values, shape.into(), &Device::Cpu).unwrap().to_dtype(self.dtype).unwrap()
+    }
+
+    fn compare_prior_network(&self) {
+        let (Fixture { expected, .. }, prior) = &self.prior;
+        let texts = [NEGATIVE, PROMPT].map(|text| prior.encode(text).unwrap());
+        for (index, (name, text)) in ["negative", "prompt"].into_iter().zip(&texts).enumerate() {
+            let hidden = values(&text.hidden);
+            let window = expected["text_hidden"].len() / 2;
+            let known = &expected["text_hidden"][index * window..][..hidden.len()];
+            assert_close(&format!("text, {name}"), &hidden, known);
+            let known = &expected["text_pooled"][index * prior.width()..][..prior.width()];
+            assert_close(&format!("pooled text, {name}"), &values(&text.pooled), known);
+        }
+        let texts = texts.map(|text| prior.transformer.prepare(&text).unwrap());
+        let latents = self.tensor(expected["latents"].clone(), (2, prior.width()));
+        let found = prior.transformer.forward(&latents, TIMESTEP, &[&texts[0], &texts[1]]).unwrap();
+        assert_close("prediction", &values(&found), &expected["prediction"]);
+        assert_close("zero", &prior.zero, &expected["zero"]);
+    }
+
+    fn compare_prior_runs(&self) {
+        let (Fixture { expected, .. }, prior) = &self.prior;
+        for (name, guidance, negative) in
+            [("guided", 2.0, ""), ("guided_negative", 2.0, NEGATIVE), ("plain", 1.0, NEGATIVE)]
+        {
+            let steps = prior.sampler().plan(PRIOR.steps);
+            let run = PriorRun { prompt: PROMPT, negative, guidance, steps: &steps };
+            let count = if negative.is_empty() { 1 } else { 2 } * prior.width();
+            let start = noise::normal(SEED, PRIOR_START_STREAM, count);
+            let found = prior.embed(&run, &start, &mut PriorNoise { seed: SEED }, &mut listen).unwrap();
+            assert_close(&format!("{name}, image"), &found.image, &expected[&format!("{name}.image")]);
+            assert_close(
+                &format!("{name}, negative"),
+                &found.negative,
+                &expected[&format!("{name}.negative")],
+            );
+        }
+    }
+
+    fn compare_unets(&self) {
+        for ((Fixture { expected, .. }, decoder), channels) in [(&self.decoder, 4), (&self.inpainter, 9)] {
+            let embeddings = decoder.embeddings(&self.embeddings(), GUIDANCE).unwrap();
+            let conditioning = decoder.unet.prepare(&embeddings).unwrap();
+            let (height, width) = (HEIGHT as usize / 2, WIDTH as usize / 2);
+            let sample = noise::normal(SEED, 101, 2 * channels * height * width);
+            let sample = self.tensor(sample, (2, channels, height, width));
+            let sample = FeatureMap::from_channels_first(&sample).unwrap();
+            let found = decoder.unet.forward(&sample, TIMESTEP, &conditioning).unwrap();
+            let found = found.to_channels_first().unwrap();
+            assert_close(&format!("UNet of {channels} channels"), &values(&found), &expected["unet"]);
+        }
+    }
+
+    fn compare_autoencoder(&self) {
+        let (Fixture { expected, .. }, decoder) = &self.decoder;
+        assert_close("encoded", &decoder.encode(&picture(WIDTH, HEIGHT)).unwrap(), &expected["encoded"]);
+        let (height, width) = (HEIGHT as usize / 2, WIDTH as usize / 2);
+        let latents = self.tensor(noise::normal(SEED, 102, 4 * height * width), (1, 4, height, width));
+        assert_close("decoded", &values(&decoder.movq.decode(&latents).unwrap()), &expected["decoded"]);
+    }
+
+    /// One run of a decoder, from what `start` says.
+    fn run(&self, decoder: &Decoder, width: u32, height: u32, guidance: f32, start: Start) -> Vec<f32> {
+        let request = Generate { width, height, guidance, start, ..request() };
+        let plan = decoder.scheduler().plan(STEPS).unwrap();
+        let canvas = Canvas::of(&request, decoder.scale() as u32).unwrap();
+        let size = decoder.latent_size(width, height);
+        let run = DecoderRun {
+            size,
+            guidance,
+            plan: &plan,
+            begin: canvas.as_ref().map_or(0, |canvas| plan.begin_at_strength(canvas.strength)),
+            known: canvas.as_ref().map(|canvas| decoder.known(canvas).unwrap()),
+        };
+        let start = noise::normal(SEED, START_STREAM, decoder.latent_count(size));
+        let mut noise = SeededNoise { seed: SEED };
+        decoder.denoise(&run, &self.embeddings(), &start, &mut noise, &mut listen).unwrap()
+    }
+
+    fn compare_decoder_runs(&self) {
+        let (Fixture { expected, .. }, decoder) = &self.decoder;
+        for (name, guidance) in [("latents", GUIDANCE), ("latents_unguided", 1.0)] {
+            let found = self.run(decoder, WIDTH, HEIGHT, guidance, Start::Noise);
+            assert_close(name, &found, &expected[name]);
+        }
+        let start = Start::Picture { picture: picture(EDGE, EDGE), strength: STRENGTH };
+        let found = self.run(decoder, EDGE, EDGE, GUIDANCE, start);
+        assert_close("latents of a picture", &found, &expected["latents_of_picture"]);
+        let (Fixture { expected, .. }, decoder) = &self.inpainter;
+        let found = self.run(decoder, WIDTH, HEIGHT, GUIDANCE, inpaint(1.0));
+        assert_close("inpainted latents", &found, &expected["latents"]);
+        let found = decoder.movq.decode(&self.tensor(found, (1, 4, HEIGHT as usize / 2, WIDTH as usize / 2)));
+        assert_close("inpainted picture", &values(&found.unwrap()), &expected["picture"]);
+    }
+}
+
+fn picture(width: u32, height: u32) -> RgbPicture {
+    RgbPicture::from_fn(width, height, |x, y| [x * 5, y * 7, (x + y) * 3].map(|value| value as u8))
+}
+
+fn inpaint(strength: f32) -> Start {
+    let mask = Mask::from_fn(WIDTH, HEIGHT, |x, y| {
+        (x > WIDTH / 3 && y > HEIGHT / 4 && y < HEIGHT * 3 / 4) || (x < 5 && y < 3)
+    });
+    Start::Inpaint { picture: picture(WIDTH, HEIGHT), mask, strength }
+}
+
+fn request() -> Generate {
+    Generate {
+        prompt: PROMPT.into(),
+        negative_prompt: NEGATIVE.into(),
+        width: WIDTH,
+        height: HEIGHT,
+        steps: STEPS,
+        guidance: GUIDANCE,
+        seed: SEED,
+        start: Start::Noise,
+        controls: Vec::new(),
+    }
+}
+
+fn open(decoder: &str, threads: usize) -> KandinskyPipeline {
+    let (prior, decoder) = (Fixture::unpack("prior"), Fixture::unpack(decoder));
+    KandinskyPipeline::open(&prior.files(), &decoder.files(), DeviceKind::Cpu, threads)
+        .unwrap()
+        .with_prior(PRIOR)
+        .unwrap()
+}
+
+#[test]
+fn the_prior_is_that_of_diffusers() {
+    let models = Models::open(DType::F32);
+    models.compare_prior_network();
+    models.compare_prior_runs();
+}
+
+#[test]
+fn the_decoders_are_those_of_diffusers() {
+    let models = Models::open(DType::F32);
+    models.compare_unets();
+    models.compare_autoencoder();
+    models.compare_decoder_runs();
+}
+
+/// The path of other devices, in a format that has no kernels of ours.
+#[test]
+fn operations_of_other_devices_give_the_same() {
+    let models = Models::open(DType::F64);
+    models.compare_prior_network();
+    models.compare_prior_runs();
+    models.compare_unets();
+    models.compare_autoencoder();
+    models.compare_decoder_runs();
+}
+
+#[test]
+fn a_seed_gives_the_picture_that_diffusers_makes_of_the_same_noise() {
+    let expected = Fixture::unpack("decoder").expected["picture"].clone();
+    let made = open("decoder", 2).generate(&request(), &mut keep_going).unwrap();
+    let count = (WIDTH * HEIGHT) as usize;
+    assert_eq!((made.width(), made.height()), (WIDTH, HEIGHT));
+    for (index, found) in made.pixels().iter().enumerate() {
+        let known = (expected[index % 3 * count + index / 3] * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0;
+        assert!((f32::from(*found) - known).abs() <= 1.0, "sample {index}: {found} is not {known}");
+    }
+}
+
+#[test]
+fn the_picture_does_not_depend_on_the_number_of_threads() {
+    let starts = [("decoder", Start::Noise), ("inpaint", inpaint(1.0))];
+    for (decoder, start) in starts {
+        let request = Generate { start, ..request() };
+        let picture = open(decoder, 1).generate(&request, &mut keep_going).unwrap();
+        for threads in [2, 3] {
+            assert_eq!(picture, open(decoder, threads).generate(&request, &mut keep_going).unwrap());
+        }
+        let other = Generate { seed: SEED + 1, ..request };
+        assert_ne!(picture, open(decoder, 1).generate(&other, &mut keep_going).unwrap());
+    }
+}
+
+#[test]
+fn every_start_and_every_folder_works() {
+    let pipeline = open("decoder", 1);
+    let start = Start::Picture { picture: picture(20, 70), strength: 0.3 };
+    let of_picture = Generate { start, width: 24, height: 16, ..request() };
+    let made = pipeline.generate(&of_picture, &mut keep_going).unwrap();
+    assert_eq!((made.width(), made.height()), (24, 16));
+    // Without guidance, the negative prompt says nothing.
+    let plain = Generate { guidance: 1.0, ..request() };
+    let silent = Generate { negative_prompt: String::new(), ..plain.clone() };
+    let made = [&plain, &silent].map(|request| pipeline.generate(request, &mut keep_going).unwrap());
+    assert_eq!(made[0], made[1]);
+
+    let inpainter = open("inpaint", 1);
+    let grown = Start::Uncrop {
+        picture: picture(WIDTH - 16, HEIGHT - 8),
+        pads: Pads { left: 16, bottom: 8, ..Pads::default() },
+    };
+    for start in [inpaint(1.0), inpaint(0.5), grown.clone()] {
+        let request = Generate { start, ..request() };
+        let made = [&inpainter, &pipeline].map(|pipeline| {
+            assert!(pipeline.can(request.task()));
+            pipeline.generate(&request, &mut keep_going).unwrap()
+        });
+        assert_ne!(made[0], made[1]);
+        for made in made {
+            assert_eq!((made.width(), made.height()), (WIDTH, HEIGHT));
+            if request.start == grown {
+                assert_eq!(made.crop(16, 0, WIDTH - 16, HEIGHT - 8), picture(WIDTH - 16, HEIGHT - 8));
+            }
+        }
+    }
+
+    let expected = pipeline.generate(&request(), &mut keep_going).unwrap();
+    let (prior, decoder) = (Fixture::unpack("prior"), Fixture::unpack("decoder"));
+    for (prior_prefix, decoder_prefix) in [("prior/", "decoder/"), ("prior/", ""), ("prior_", "")] {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |fixture: &Fixture, prefix: &str| {
+            for entry in std::fs::read_dir(fixture.folder.path()).unwrap().map(Result::unwrap) {
+                let name = entry.file_name().into_string().unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    copy(&entry.path(), &folder.path().join(format!("{prefix}{name}")));
+                }
+            }
+        };
+        place(&prior, prior_prefix);
+        place(&decoder, decoder_prefix);
+        let files = ModelFiles::folder(folder.path());
+        let opened = KandinskyPipeline::open_folder(&files, DeviceKind::Cpu, 1).unwrap();
+        let opened = opened.with_prior(PRIOR).unwrap();
+        assert_eq!(expected, opened.generate(&request(), &mut keep_going).unwrap());
+    }
+}
+
+#[test]
+fn the_kept_part_shrinks_as_in_the_reference() {
+    let size = decoder::LatentSize { height: 4, width: 5 };
+    let mut painted = vec![0.0; 20];
+    painted[7] = 1.0;
+    #[rustfmt::skip]
+    let expected = [
+        1.0, 0.0, 0.0, 1.0, 1.0,
+        1.0, 0.0, 0.0, 0.0, 1.0,
+        1.0, 1.0, 0.0, 0.0, 1.0,
+        1.0, 1.0, 1.0, 1.0, 1.0,
+    ];
+    assert_eq!(decoder::kept_of_painted(&painted, size), expected);
+    assert_eq!(decoder::kept_of_painted(&[1.0; 20], size), [0.0; 20]);
+}
+
+#[test]
+fn a_run_is_cancelled_at_the_next_step_of_either_part() {
+    let pipeline = open("decoder", 1);
+    let of = PRIOR.steps + STEPS;
+    for last in [0, 2, PRIOR.steps, of - 1] {
+        let mut heard = Vec::new();
+        let mut control = |done: usize, of: usize| {
+            heard.push((done, of));
+            if done == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let error = pipeline.generate(&request(), &mut control).unwrap_err();
+        assert!(matches!(error, GenerateError::Cancelled { done, of: 9 } if done == last), "{error}");
+        assert_eq!(heard, (0..=last).map(|done| (done, of)).collect::<Vec<_>>());
+    }
+    let mut heard = Vec::new();
+    let mut control = |done: usize, _: usize| {
+        heard.push(done);
+        ControlFlow::Continue(())
+    };
+    pipeline.generate(&request(), &mut control).unwrap();
+    assert_eq!(heard, (0..=of).collect::<Vec<_>>());
+}
+
+#[track_caller]
+fn assert_invalid(pipeline: &KandinskyPipeline, request: &Generate, expected: &str) {
+    match pipeline.generate(request, &mut keep_going) {
+        Err(GenerateError::Invalid { field, .. }) => assert_eq!(field, expected),
+        other => panic!("{expected}: {other:?}"),
+    }
+}
+
+#[test]
+fn requests_that_the_networks_cannot_take_are_refused() {
+    let (decoder, inpainter) = (open("decoder", 1), open("inpaint", 1));
+    let of_picture = |strength| Start::Picture { picture: picture(8, 8), strength };
+    for (expected, request) in [
+        ("width", Generate { width: 20, ..request() }),
+        ("height", Generate { height: 0, ..request() }),
+        ("height", Generate { height: 4096, ..request() }),
+        ("steps", Generate { steps: 0, ..request() }),
+        ("steps", Generate { steps: 1001, ..request() }),
+        ("guidance", Generate { guidance: f32::NAN, ..request() }),
+        ("guidance", Generate { guidance: 51.0, ..request() }),
+        ("prompt", Generate { prompt: "a".repeat(MAX_PROMPT_BYTES + 1), ..request() }),
+        ("strength", Generate { start: of_picture(0.0), ..request() }),
+        ("strength", Generate { start: of_picture(0.2), ..request() }),
+        ("strength", Generate { start: of_picture(f32::NAN), ..request() }),
+    ] {
+        assert_invalid(&decoder, &request, expected);
+    }
+    assert!(decoder.can(ModelTask::TextToImage) && !inpainter.can(ModelTask::TextToImage));
+    assert_invalid(&inpainter, &request(), "start");
+    assert_invalid(&inpainter, &Generate { start: of_picture(0.5), ..request() }, "start");
+    let mask = Mask::from_fn(8, 9, |_, _| true);
+    let start = Start::Inpaint { picture: picture(8, 8), mask, strength: 1.0 };
+    assert_invalid(&inpainter, &Generate { start, ..request() }, "mask");
+    for settings in [
+        PriorSettings { steps: 1, guidance: 1.0 },
+        PriorSettings { steps: 1001, guidance: 1.0 },
+        PriorSettings { steps: 25, guidance: -1.0 },
+    ] {
+        let refused = open("decoder", 1).with_prior(settings);
+        assert!(matches!(refused, Err(GenerateError::Invalid { .. })), "{settings:?}");
+    }
+}
+
+#[track_caller]
+fn assert_refused<T>(opened: Result<T, LoadError>, reason: &str, says: &str) {
+    match opened {
+        Ok(_) => panic!("a model that should be refused as {reason} was opened"),
+        Err(error) => {
+            assert_eq!(error.reason(), reason, "{error}");
+            assert!(error.to_string().contains(says), "{error}");
+        }
+    }
+}
+
+fn open_prior(fixture: &Fixture) -> LoadResult<Prior> {
+    Prior::load(Part::whole(&fixture.files()), &Device::Cpu, DType::F32)
+}
+
+fn open_decoder(fixture: &Fixture) -> LoadResult<Decoder> {
+    Decoder::load(Part::whole(&fixture.files()), &Device::Cpu, DType::F32)
+}
+
+#[test]
+fn priors_that_are_not_built_are_refused() {
+    let prior = "prior/config.json";
+    let scheduler = "scheduler/scheduler_config.json";
+    let text = "text_encoder/config.json";
+    let image = "image_encoder/config.json";
+    for (path, old, new, reason, says) in [
+        (
+            prior,
+            "\"PriorTransformer\"",
+            "\"Transformer2DModel\"",
+            "unknown_architecture",
+            "Transformer2DModel",
+        ),
+        (prior, "\"prd\"", "null", "unknown_architecture", "added_emb_type"),
+        (
+            prior,
+            "\"norm_in_type\": null",
+            "\"norm_in_type\": \"batch\"",
+            "unknown_architecture",
+            "norm_in_type",
+        ),
+        (
+            prior,
+            "\"additional_embeddings\": 4",
+            "\"additional_embeddings\": 5",
+            "unknown_architecture",
+            "additional",
+        ),
+        (prior, "\"num_layers\": 3", "\"num_layers\": 4000000000", "bad_config", "num_layers"),
+        (prior, "\"num_layers\": 3", "\"num_layers\": 4", "missing_tensor", "transformer_blocks.3"),
+        (prior, "\"attention_head_dim\": 8", "\"attention_head_dim\": 0", "bad_config", "attention_head_dim"),
+        (prior, "\"attention_head_dim\": 8", "\"attention_head_dim\": 9", "wrong_shape", "18"),
+        (prior, "\"num_embeddings\": 77", "\"num_embeddings\": 70", "bad_config", "num_embeddings"),
+        (
+            prior,
+            "\"embedding_proj_dim\": null",
+            "\"embedding_proj_dim\": 16",
+            "bad_config",
+            "text_encoder/config.json is not as expected: its widths",
+        ),
+        (scheduler, "UnCLIPScheduler", "DDIMScheduler", "bad_config", "DDIMScheduler"),
+        (scheduler, "fixed_small_log", "learned_range", "bad_config", "learned_range"),
+        (
+            scheduler,
+            "\"clip_sample_range\": 5.0",
+            "\"clip_sample_range\": -5.0",
+            "bad_config",
+            "clip_sample_range",
+        ),
+        (scheduler, "\"num_train_timesteps\": 1000", "\"num_train_timesteps\": 1", "bad_config", "num_train"),
+        (
+            text,
+            "\"projection_dim\": 12",
+            "\"projection_dim\": 16",
+            "bad_config",
+            "text_encoder/config.json is not as expected: its widths",
+        ),
+        (image, "\"projection_dim\": 12", "\"projection_dim\": 16", "bad_config", "projection_dim"),
+        (image, "\"image_size\": 28", "\"image_size\": 280000", "bad_config", "image_size"),
+    ] {
+        let changed = Fixture::unpack("prior").replaced(path, old, new);
+        assert_refused(open_prior(&changed), reason, says);
+    }
+}
+
+#[test]
+fn decoders_that_are_not_built_are_refused() {
+    let unet = "unet/config.json";
+    let movq = "movq/config.json";
+    let scheduler = "scheduler/scheduler_config.json";
+    for (path, old, new, reason, says) in [
+        (unet, "\"UNet2DConditionModel\"", "\"Kandinsky3UNet\"", "unknown_architecture", "Kandinsky3UNet"),
+        (unet, "\"image\"", "\"image_hint\"", "unknown_architecture", "image_hint"),
+        (unet, "\"image_proj\"", "\"text_image_proj\"", "unknown_architecture", "text_image_proj"),
+        (unet, "\"scale_shift\"", "\"default\"", "unknown_architecture", "resnet_time_scale_shift"),
+        (unet, "\"ResnetDownsampleBlock2D\"", "\"DownBlock2D\"", "unknown_architecture", "DownBlock2D"),
+        (unet, "\"layers_per_block\": 2", "\"layers_per_block\": 0", "bad_config", "layers_per_block"),
+        (unet, "\"layers_per_block\": 2", "\"layers_per_block\": 3", "missing_tensor", "resnets.2"),
+        (unet, "\"attention_head_dim\": 8", "\"attention_head_dim\": 5", "bad_config", "attention_head_dim"),
+        (
+            unet,
+            "\"attention_head_dim\": 8",
+            "\"attention_head_dim\": [8, 8]",
+            "bad_config",
+            "attention_head_dim",
+        ),
+        (unet, "\"block_out_channels\": [", "\"block_out_channels\": [16,", "bad_config", "differ in length"),
+        (unet, "\"encoder_hid_dim\": 12", "\"encoder_hid_dim\": null", "bad_config", "encoder_hid_dim"),
+        (unet, "\"encoder_hid_dim\": 12", "\"encoder_hid_dim\": 13", "wrong_shape", "13"),
+        (unet, "\"in_channels\": 4", "\"in_channels\": 5", "bad_config", "in_channels"),
+        (unet, "\"out_channels\": 8", "\"out_channels\": 4", "bad_config", "out_channels"),
+        (unet, "\"norm_num_groups\": 4", "\"norm_num_groups\": 0", "unsuitable_weights", "groups"),
+        (movq, "\"VQModel\"", "\"AutoencoderKL\"", "unknown_architecture", "AutoencoderKL"),
+        (movq, "\"spatial\"", "\"group\"", "unknown_architecture", "norm_type"),
+        (movq, "\"vq_embed_dim\": 4", "\"vq_embed_dim\": 8", "bad_config", "vq_embed_dim"),
+        (movq, "\"AttnUpDecoderBlock2D\"", "\"UpBlock2D\"", "unknown_architecture", "UpBlock2D"),
+        (scheduler, "DDPMScheduler", "HeunDiscreteScheduler", "bad_config", "HeunDiscreteScheduler"),
+    ] {
+        let changed = Fixture::unpack("decoder").replaced(path, old, new);
+        assert_refused(open_decoder(&changed), reason, says);
+    }
+}
+
+#[test]
+fn a_prior_of_another_width_is_refused() {
+    // All of the prior's parts agree on 12; the decoder would take 10.
+    let decoder = Fixture::unpack("decoder").replaced(
+        "unet/config.json",
+        "\"encoder_hid_dim\": 12",
+        "\"encoder_hid_dim\": 10",
+    );
+    let weights = decoder.path("unet/diffusion_pytorch_model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let narrowed = tensors.iter().map(|(name, view)| {
+        let is_narrowed =
+            ["add_embedding.image_proj.weight", "encoder_hid_proj.image_embeds.weight"].contains(&name);
+        let shape = if is_narrowed { vec![view.shape()[0], 10] } else { view.shape().to_vec() };
+        let length = 2 * shape.iter().product::<usize>();
+        (name.to_owned(), TensorView::new(Dtype::F16, shape, &view.data()[..length]).unwrap())
+    });
+    write(&weights, &safetensors::serialize(narrowed, None).unwrap());
+    let prior = Fixture::unpack("prior");
+    let opened = KandinskyPipeline::open(&prior.files(), &decoder.files(), DeviceKind::Cpu, 1);
+    assert_refused(opened, "bad_config", "encoder_hid_dim is 10");
+}
+
+#[test]
+fn missing_files_are_named() {
+    for (path, reason) in [
+        ("prior/config.json", "missing_file"),
+        ("tokenizer/vocab.json", "missing_file"),
+        ("scheduler/scheduler_config.json", "missing_file"),
+        ("image_encoder/config.json", "missing_file"),
+        ("image_encoder/model.safetensors", "missing_weights"),
+        ("prior/diffusion_pytorch_model.safetensors", "missing_weights"),
+    ] {
+        let prior = Fixture::unpack("prior");
+        std::fs::remove_file(prior.path(path)).unwrap();
+        assert_refused(open_prior(&prior), reason, path.split('/').next().unwrap());
+    }
+    let folder = ModelFiles::folder(tempfile::tempdir().unwrap().path());
+    let opened = KandinskyPipeline::open_folder(&folder, DeviceKind::Cpu, 1);
+    assert_refused(opened, "missing_file", "prior_prior/config.json");
+}
+
+#[test]
+fn weights_that_are_not_finite_give_no_picture() {
+    let spoil = |mut bytes: Vec<u8>| {
+        let end = bytes.len();
+        bytes[end - 2048..].fill(0x7e);
+        bytes
+    };
+    let weights = "diffusion_pytorch_model.safetensors";
+    let good = Fixture::unpack("prior");
+    let bad = Fixture::unpack("decoder").changed(&format!("unet/{weights}"), spoil);
+    let pipeline = KandinskyPipeline::open(&good.files(), &bad.files(), DeviceKind::Cpu, 1).unwrap();
+    let error = pipeline.with_prior(PRIOR).unwrap().generate(&request(), &mut keep_going).unwrap_err();
+    assert_eq!(error.reason(), "not_finite", "{error}");
+
+    let good = Fixture::unpack("decoder");
+    let bad = Fixture::unpack("prior").changed(&format!("prior/{weights}"), spoil);
+    let pipeline = KandinskyPipeline::open(&bad.files(), &good.files(), DeviceKind::Cpu, 1).unwrap();
+    let error = pipeline.with_prior(PRIOR).unwrap().generate(&request(), &mut keep_going).unwrap_err();
+    assert_eq!(error.reason(), "not_finite", "{error}");
+
+    let bad = Fixture::unpack("prior").changed("image_encoder/model.safetensors", |mut bytes| {
+        let start = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize + 8;
+        bytes[start..].fill(0x7e);
+        bytes
+    });
+    assert_refused(open_prior(&bad), "unsuitable_weights", "not finite");
+}
