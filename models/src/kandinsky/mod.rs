@@ -14,6 +14,8 @@ mod unclip;
 mod unet;
 
 #[cfg(test)]
+mod refusal_tests;
+#[cfg(test)]
 mod tests;
 
 use std::ops::ControlFlow;
