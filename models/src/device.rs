@@ -39,6 +39,15 @@ impl DeviceError {
     }
 }
 
+/// What a device's allocator says when it is out of memory, in lower case.
+const MEMORY_MESSAGES: [&str; 3] = ["out of memory", "out_of_memory", "outofmemory"];
+
+/// Whether a device failed for lack of memory, by its message, which is all that candle passes on.
+pub(crate) fn is_out_of_memory(message: &str) -> bool {
+    let lower = message.to_lowercase();
+    MEMORY_MESSAGES.iter().any(|message| lower.contains(message))
+}
+
 impl DeviceKind {
     /// Opens the device.
     pub fn open(self) -> Result<Device, DeviceError> {

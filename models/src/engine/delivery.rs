@@ -12,6 +12,8 @@ use std::{
     },
 };
 
+use crate::device::is_out_of_memory;
+
 /// Stops a job from any thread, at its next step or before its first.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
@@ -79,9 +81,6 @@ impl JobErrorKind {
 }
 
 impl JobError {
-    /// What a device's allocator says when it is out of memory, in lower case.
-    const MEMORY_MESSAGES: [&str; 3] = ["out of memory", "out_of_memory", "outofmemory"];
-
     pub fn new(kind: JobErrorKind, detail: impl Into<String>) -> Self {
         Self { kind, detail: detail.into() }
     }
@@ -94,9 +93,8 @@ impl JobError {
     /// which is all that candle passes on from a device.
     pub fn from_model(error: impl std::fmt::Display) -> Self {
         let detail = error.to_string();
-        let lower = detail.to_lowercase();
-        let memory = Self::MEMORY_MESSAGES.iter().any(|message| lower.contains(message));
-        Self { kind: if memory { JobErrorKind::OutOfMemory } else { JobErrorKind::Failed }, detail }
+        let is_memory = is_out_of_memory(&detail);
+        Self { kind: if is_memory { JobErrorKind::OutOfMemory } else { JobErrorKind::Failed }, detail }
     }
 
     /// Stable label for metrics and wire errors.

@@ -8,6 +8,8 @@
 //!   accepted, and then its sink hears exactly one [`JobEvent::Done`], whatever
 //!   happens: cancel, failure, panic, shutdown.
 //! - Cancelling takes effect at the next step.
+//! - Jobs run one by one on a replica. On the processor running equal ones together brings nothing: a
+//!   guidance pair through `argus-tiny`'s UNet took 66 ms alone and 87 ms each in twos (2 cores).
 //!
 //! Nothing here is asynchronous or knows the network.
 

@@ -7,6 +7,7 @@ use super::activation::exp;
 use super::host::{self, is_host};
 use super::isa::for_each_isa;
 use super::product::{DenseRows, Epilogue, PackedMatrix, Target, multiply_into};
+use crate::device;
 
 /// Queries whose scores are held at once by one task on the host.
 const QUERY_BLOCK: usize = 64;
@@ -194,10 +195,7 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
         queries.narrow(2, 0, heads * size)?.reshape((batch, tokens, heads, size))?.transpose(1, 2)?;
     let factor = 1.0 / (size as f64).sqrt();
     let before = key_tokens.saturating_sub(tokens);
-    let block = (DEVICE_SCORES / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
-    let mut outputs = Vec::new();
-    for first in (0..tokens).step_by(block) {
-        let rows = block.min(tokens - first);
+    let slice = |first: usize, rows: usize| {
         let queries = (queries.narrow(2, first, rows)?.contiguous()? * factor)?;
         let mut scores = queries.matmul(keys)?.to_dtype(DType::F32)?;
         if causal {
@@ -208,8 +206,72 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
                 .collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (rows, key_tokens), scores.device())?)?;
         }
-        let weights = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(values.dtype())?;
-        outputs.push(weights.matmul(values)?);
-    }
+        candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(values.dtype())?.matmul(values)
+    };
+    let block = (DEVICE_SCORES / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
+    let outputs = in_slices(tokens, block, slice)?;
     Tensor::cat(&outputs, 2)?.transpose(1, 2)?.reshape((batch, tokens, heads * size))
+}
+
+/// Runs `slice`, of the first query and the number of queries, over all queries: `block` at once, and
+/// fewer from where the device's memory is too short for that.
+fn in_slices(
+    queries: usize,
+    mut block: usize,
+    slice: impl Fn(usize, usize) -> Result<Tensor>,
+) -> Result<Vec<Tensor>> {
+    let mut outputs = Vec::new();
+    let mut first = 0;
+    while first < queries {
+        let rows = block.min(queries - first);
+        match slice(first, rows) {
+            Ok(output) => {
+                outputs.push(output);
+                first += rows;
+            }
+            Err(error) if rows > 1 && device::is_out_of_memory(&error.to_string()) => {
+                block = rows.div_ceil(2);
+                tracing::debug!(block, "attention in smaller slices: the device's memory is short");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(outputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    fn short_of_memory(most: usize, asked: &RefCell<Vec<usize>>) -> impl Fn(usize, usize) -> Result<Tensor> {
+        move |first, rows| {
+            asked.borrow_mut().push(rows);
+            if rows > most {
+                candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+            }
+            Tensor::arange(first as u32, (first + rows) as u32, &Device::Cpu)
+        }
+    }
+
+    #[test]
+    fn slices_shrink_until_they_fit() {
+        let asked = RefCell::default();
+        let outputs = in_slices(23, 16, short_of_memory(5, &asked)).unwrap();
+        let all: Vec<u32> = Tensor::cat(&outputs, 0).unwrap().to_vec1().unwrap();
+        assert_eq!(all, (0..23).collect::<Vec<u32>>());
+        assert_eq!(*asked.borrow(), [16, 8, 4, 4, 4, 4, 4, 3]);
+    }
+
+    #[test]
+    fn memory_that_is_too_short_for_one_query_is_an_error() {
+        let asked = RefCell::default();
+        assert!(in_slices(9, 9, short_of_memory(0, &asked)).is_err());
+        assert_eq!(asked.borrow().last(), Some(&1));
+        let failing = |_, _| candle_core::bail!("shape mismatch");
+        assert!(in_slices(9, 9, failing).unwrap_err().to_string().contains("shape mismatch"));
+    }
 }
