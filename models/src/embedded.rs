@@ -44,7 +44,7 @@ const UPSCALE_X2: &[EmbeddedFile] = embed!("upscale-x2": "config.json", "model.s
 
 const UPSCALE_X4: &[EmbeddedFile] = embed!("upscale-x4": "config.json", "model.safetensors");
 
-/// The files of the NSFW classifier, which is no model that can be asked for.
+/// The files of the NSFW classifier that describes every picture.
 pub(crate) fn nsfw_classifier() -> ModelFiles {
     ModelFiles::embedded("nsfw-mobilenetv2", NSFW_MOBILENETV2)
 }
@@ -54,6 +54,7 @@ pub(crate) fn find(name: &str) -> Option<ModelFiles> {
     match name {
         "argus-tiny" => Some(ModelFiles::embedded(name, ARGUS_TINY)),
         "clip-tiny" => Some(ModelFiles::embedded(name, CLIP_TINY)),
+        "nsfw-mobilenetv2" => Some(nsfw_classifier()),
         "upscale-x2" => Some(ModelFiles::embedded(name, UPSCALE_X2)),
         "upscale-x4" => Some(ModelFiles::embedded(name, UPSCALE_X4)),
         _ => None,

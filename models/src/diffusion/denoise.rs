@@ -3,15 +3,16 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::canvas::{Canvas, Masks};
+use super::canvas::{Canvas, Masks, resized};
 use super::contracting::{Conditioning, TextConditioning};
 use super::control::{ControlNet, Residuals};
-use super::request::Generate;
+use super::request::{Control, ControlKind, Generate};
 use super::scheduler::{Plan, Step, StepNoise};
 use super::{GenerateError, Pipeline, StepControl, finite, invalid};
 use crate::layers::FeatureMap;
 use crate::noise;
 use crate::picture::RgbPicture;
+use crate::preprocess::{self, CannyThresholds};
 
 /// The noise stream that a picture starts from.
 const START_STREAM: u64 = 0;
@@ -176,10 +177,10 @@ impl Pipeline {
         text: &TextConditioning,
         batch: usize,
     ) -> Result<Vec<Steering<'a>>, GenerateError> {
-        let steering = |control: &super::Control| {
+        let steering = |control: &Control| {
             let network = self.controls.get(&control.kind);
             let network = network.ok_or_else(|| self.no_control(control.kind))?;
-            let picture = super::canvas::resized(&control.picture, request.width, request.height);
+            let picture = control_picture(control, request.width, request.height);
             Ok(Steering {
                 network,
                 conditioning: network.prepare(text)?,
@@ -190,7 +191,7 @@ impl Pipeline {
         request.controls.iter().map(steering).collect()
     }
 
-    pub(super) fn no_control(&self, kind: super::ControlKind) -> GenerateError {
+    pub(super) fn no_control(&self, kind: ControlKind) -> GenerateError {
         let kinds: Vec<String> = self.controls.keys().map(ToString::to_string).collect();
         let allowed = match kinds.as_slice() {
             [] => "absent: this model has no ControlNets".to_owned(),
@@ -268,6 +269,17 @@ impl Pipeline {
     fn unit_picture(&self, picture: &RgbPicture) -> candle_core::Result<Tensor> {
         let values = planes(picture, |sample| sample / 255.0);
         picture_tensor(picture, values)?.to_dtype(self.dtype)?.to_device(&self.device)
+    }
+}
+
+/// What a ControlNet sees of a picture: lines are drawn at the size of the result.
+fn control_picture(control: &Control, width: u32, height: u32) -> RgbPicture {
+    let picture = resized(&control.picture, width, height);
+    match control.kind {
+        _ if control.is_prepared => picture,
+        ControlKind::Scribble => preprocess::scribble(&picture),
+        ControlKind::Canny => preprocess::canny(&picture, CannyThresholds::CONTROL),
+        ControlKind::Depth => picture,
     }
 }
 

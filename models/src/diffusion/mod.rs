@@ -322,12 +322,9 @@ impl Pipeline {
             if !(control.scale > 0.0 && control.scale <= MAX_CONTROL_SCALE) {
                 return Err(invalid("scale", control.scale, format_args!("above 0, to {MAX_CONTROL_SCALE}")));
             }
-            if !control.is_prepared {
-                return Err(invalid(
-                    "control",
-                    "a picture that is not prepared",
-                    format_args!("a {} picture already", control.kind),
-                ));
+            if !control.is_prepared && control.kind == ControlKind::Depth {
+                let allowed = "a depth map already: this model has no estimator of depths";
+                return Err(invalid("control", "a picture that is not prepared", allowed));
             }
         }
         Ok(())

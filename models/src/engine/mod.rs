@@ -105,6 +105,8 @@ pub enum StartError {
     Sizes { model: ModelId, offered: u32, multiple: usize },
     #[error("the registry says that model `{model}` serves {task}, but its networks cannot")]
     Task { model: ModelId, task: ModelTask },
+    #[error("the registry says that model `{model}` enlarges {factor} times, but it can {possible:?}")]
+    Factor { model: ModelId, factor: u32, possible: &'static [u32] },
     #[error("the warm-up of {what} on {device} failed: {source}")]
     WarmUp { what: String, device: DeviceKind, source: JobError },
     #[error("cannot start the threads of a replica: {0}")]
@@ -120,6 +122,7 @@ impl StartError {
             Self::Model { source, .. } => source.reason(),
             Self::Sizes { .. } => "sizes",
             Self::Task { .. } => "task",
+            Self::Factor { .. } => "factor",
             Self::WarmUp { source, .. } => source.reason(),
             Self::Threads(_) => "threads",
         }

@@ -5,14 +5,16 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 use crate::{
     clip::Clip,
     device::DeviceKind,
-    diffusion::{ControlKind, Generate, GenerateError, Pipeline, StepControl},
+    diffusion::{ControlKind, Generate, GenerateError, Pipeline, SchedulerError, SchedulerKind, StepControl},
     embedded,
     features::{Features, ImageHashes},
+    kandinsky::KandinskyPipeline,
     loader::LoadError,
-    nsfw::NsfwClassifier,
+    nsfw::{NsfwClassifier, NsfwModel, NsfwScores},
     picture::RgbPicture,
     pool::Pool,
-    registry::{Architecture, ModelId, ModelSource, ModelSpec},
+    registry::{Architecture, ModelId, ModelSource, ModelSpec, ModelTask},
+    upscale::Upscaler,
 };
 
 use super::{
@@ -25,9 +27,67 @@ use super::{
 /// compares pictures in the same space.
 pub const FEATURE_CLIP: &str = "clip-tiny";
 
+/// A model that makes pictures from words.
+enum Painter {
+    StableDiffusion(Box<Pipeline>),
+    Kandinsky(Box<KandinskyPipeline>),
+}
+
+impl Painter {
+    fn open(spec: &ModelSpec, device: DeviceKind) -> Result<Self, LoadError> {
+        let (files, pool) = (spec.files(), Pool::current());
+        let mut painter = if spec.architecture == Architecture::Kandinsky {
+            Self::Kandinsky(Box::new(KandinskyPipeline::open_folder_on(&files, device, pool)?))
+        } else {
+            let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
+            let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
+            Self::StableDiffusion(Box::new(Pipeline::open_on(&files, &controls, device, pool)?))
+        };
+        if let Some(kind) = spec.scheduler {
+            let unfit = |error| files.bad_config("scheduler", format!("{kind}: {error}"));
+            painter.set_scheduler(kind).map_err(unfit)?;
+        }
+        Ok(painter)
+    }
+
+    fn set_scheduler(&mut self, kind: SchedulerKind) -> Result<(), SchedulerError> {
+        match self {
+            Self::StableDiffusion(pipeline) => pipeline.set_scheduler(kind),
+            Self::Kandinsky(pipeline) => pipeline.set_scheduler(kind),
+        }
+    }
+
+    fn edge_multiple(&self) -> usize {
+        match self {
+            Self::StableDiffusion(pipeline) => pipeline.edge_multiple(),
+            Self::Kandinsky(pipeline) => pipeline.edge_multiple(),
+        }
+    }
+
+    fn can(&self, task: ModelTask) -> bool {
+        match self {
+            Self::StableDiffusion(pipeline) => pipeline.can(task),
+            Self::Kandinsky(pipeline) => pipeline.can(task),
+        }
+    }
+
+    fn generate(
+        &self,
+        request: &Generate,
+        control: &mut (dyn StepControl + Send),
+    ) -> Result<RgbPicture, GenerateError> {
+        match self {
+            Self::StableDiffusion(pipeline) => pipeline.generate(request, control),
+            Self::Kandinsky(pipeline) => pipeline.generate(request, control),
+        }
+    }
+}
+
 /// The models of one device, shared by its replicas.
 pub(super) struct Models {
-    pipelines: BTreeMap<ModelId, Pipeline>,
+    painters: BTreeMap<ModelId, Painter>,
+    upscalers: BTreeMap<ModelId, Upscaler>,
+    classifiers: BTreeMap<ModelId, NsfwModel>,
     clips: BTreeMap<ModelId, Arc<Clip>>,
     feature_clip: Arc<Clip>,
     nsfw: NsfwClassifier,
@@ -43,40 +103,64 @@ impl Models {
         let clip = embedded::find(FEATURE_CLIP).expect("the feature model is in the binary");
         let clip = Clip::open_on(&clip, device, Pool::current()).map_err(failed(FEATURE_CLIP))?;
         let mut models = Self {
-            pipelines: BTreeMap::new(),
+            painters: BTreeMap::new(),
+            upscalers: BTreeMap::new(),
+            classifiers: BTreeMap::new(),
             clips: BTreeMap::new(),
             feature_clip: Arc::new(clip),
             nsfw: NsfwClassifier::embedded().map_err(failed("nsfw-mobilenetv2"))?,
         };
         for spec in specs {
-            match spec.architecture {
-                Architecture::StableDiffusion => {
-                    let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
-                    let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
-                    let pipeline = Pipeline::open_on(&spec.files(), &controls, device, Pool::current());
-                    let mut pipeline = pipeline.map_err(failed(spec.id.as_str()))?;
-                    if let Some(kind) = spec.scheduler {
-                        let unfit = |error| spec.files().bad_config("scheduler", format!("{kind}: {error}"));
-                        let set = pipeline.set_scheduler(kind).map_err(unfit);
-                        set.map_err(failed(spec.id.as_str()))?;
-                    }
-                    check_offer(spec, &pipeline)?;
-                    models.pipelines.insert(spec.id.clone(), pipeline);
-                }
-                Architecture::Clip => {
-                    let is_feature_clip =
-                        spec.component.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
-                    let clip = if is_feature_clip {
-                        Arc::clone(&models.feature_clip)
-                    } else {
-                        let clip = Clip::open_on(&spec.files(), device, Pool::current());
-                        Arc::new(clip.map_err(failed(spec.id.as_str()))?)
-                    };
-                    models.clips.insert(spec.id.clone(), clip);
-                }
-            }
+            models.add(spec, device).map_err(failed(spec.id.as_str()))?;
+            models.check_offer(spec)?;
         }
         Ok(models)
+    }
+
+    fn add(&mut self, spec: &ModelSpec, device: DeviceKind) -> Result<(), LoadError> {
+        let id = spec.id.clone();
+        match spec.architecture {
+            Architecture::StableDiffusion | Architecture::Kandinsky => {
+                self.painters.insert(id, Painter::open(spec, device)?);
+            }
+            Architecture::Upscaler => {
+                self.upscalers.insert(id, Upscaler::open_on(&spec.files(), device, Pool::current())?);
+            }
+            Architecture::NsfwClassifier => {
+                self.classifiers.insert(id, NsfwModel::open_on(&spec.files(), device, Pool::current())?);
+            }
+            Architecture::Clip => {
+                let is_feature_clip =
+                    spec.component.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
+                let clip = match is_feature_clip {
+                    true => Arc::clone(&self.feature_clip),
+                    false => Arc::new(Clip::open_on(&spec.files(), device, Pool::current())?),
+                };
+                self.clips.insert(id, clip);
+            }
+        }
+        Ok(())
+    }
+
+    /// A model whose registry entry offers sizes, tasks or factors that it cannot do must not start.
+    fn check_offer(&self, spec: &ModelSpec) -> Result<(), StartError> {
+        let model = spec.id.clone();
+        if let Some(painter) = self.painters.get(&model) {
+            let (offered, multiple) =
+                (spec.pictures.map_or(0, |limits| limits.size.multiple_of), painter.edge_multiple());
+            if !(offered as usize).is_multiple_of(multiple) {
+                return Err(StartError::Sizes { model, offered, multiple });
+            }
+            if let Some(task) = spec.tasks.iter().find(|task| !painter.can(**task)) {
+                return Err(StartError::Task { model, task: *task });
+            }
+        }
+        if let (Some(upscaler), Some(limits)) = (self.upscalers.get(&model), &spec.upscale)
+            && let Some(factor) = limits.factors.iter().find(|factor| !upscaler.factors().contains(factor))
+        {
+            return Err(StartError::Factor { model, factor: *factor, possible: upscaler.factors() });
+        }
+        Ok(())
     }
 
     fn features(&self, picture: &RgbPicture) -> Result<Features, JobError> {
@@ -91,15 +175,14 @@ impl Models {
         })
     }
 
+    /// Runs what makes a picture, and describes the picture.
     fn picture(
         &self,
-        model: &ModelId,
-        request: &Generate,
         control: &mut Control<Output>,
+        make: impl FnOnce(&mut Steps) -> Result<RgbPicture, GenerateError>,
     ) -> Result<Output, JobError> {
-        let pipeline = self.pipelines.get(model).ok_or_else(|| not_loaded(model))?;
         let mut steps = Steps { control, stopped: None };
-        let result = pipeline.generate(request, &mut steps);
+        let result = make(&mut steps);
         if let Some(stopped) = steps.stopped {
             return Err(stopped);
         }
@@ -115,7 +198,24 @@ impl Models {
     fn run(&self, job: Job, control: &mut Control<Output>) -> Result<Output, JobError> {
         let clip = |model: &ModelId| self.clips.get(model).ok_or_else(|| not_loaded(model));
         match job {
-            Job::Generate { model, request } => self.picture(&model, &request, control),
+            Job::Generate { model, request } => {
+                let painter = self.painters.get(&model).ok_or_else(|| not_loaded(&model))?;
+                self.picture(control, |steps| painter.generate(&request, steps))
+            }
+            Job::Upscale { model, picture, factor } => {
+                let upscaler = self.upscalers.get(&model).ok_or_else(|| not_loaded(&model))?;
+                self.picture(control, |steps| upscaler.upscale(&picture, factor, steps))
+            }
+            Job::Classify { model, pictures } => {
+                let classifier = self.classifiers.get(&model).ok_or_else(|| not_loaded(&model))?;
+                let mut classes = Vec::with_capacity(pictures.len());
+                for (done, picture) in pictures.iter().enumerate() {
+                    let opinion = classifier.classify(picture).map_err(JobError::from_model)?;
+                    classes.push(NsfwScores::from(&opinion));
+                    control.step(done as u32 + 1, pictures.len() as u32)?;
+                }
+                Ok(Output::Classes(classes))
+            }
             Job::Embed { model, pictures } => {
                 let clip = clip(&model)?;
                 let mut embeddings = Vec::with_capacity(pictures.len());
@@ -131,23 +231,8 @@ impl Models {
                 let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
                 Ok(Output::Embeddings(clip(&model)?.embed_texts(&texts).map_err(JobError::from_model)?))
             }
-            Job::Upscale { model, .. } | Job::Classify { model, .. } => Err(not_loaded(&model)),
             Job::Features { picture } => Ok(Output::Features(self.features(&picture)?)),
         }
-    }
-}
-
-/// A model whose registry entry offers sizes that it cannot make, or tasks, must not start.
-fn check_offer(spec: &ModelSpec, pipeline: &Pipeline) -> Result<(), StartError> {
-    let (offered, multiple) = (spec.pictures.as_ref().map(|limits| limits.size), pipeline.edge_multiple());
-    if let Some(size) = offered
-        && !(size.multiple_of as usize).is_multiple_of(multiple)
-    {
-        return Err(StartError::Sizes { model: spec.id.clone(), offered: size.multiple_of, multiple });
-    }
-    match spec.tasks.iter().find(|task| !pipeline.can(**task)) {
-        Some(task) => Err(StartError::Task { model: spec.id.clone(), task: *task }),
-        None => Ok(()),
     }
 }
 

@@ -50,6 +50,26 @@ fn registry_of_pictures() -> Registry {
     Registry::from_toml(&changed).unwrap()
 }
 
+/// A registry entry of a model in the binary that paints nothing.
+fn entry(id: &str, architecture: &str, task: &str, more: &str) -> String {
+    format!(
+        "[[model]]\nid = \"{id}\"\narchitecture = \"{architecture}\"\nsource = \"embedded\"\n\
+         licence = \"MIT\"\ntasks = [\"{task}\"]\n{more}work_units = 0.5\ntimeout_seconds = 60\n\
+         verification = \"compare\"\nnumerics = \"portable-f32\"\n"
+    )
+}
+
+fn upscaler(id: &str, factors: &str) -> String {
+    entry(id, "upscaler", "upscale", &format!("upscale = {{ factors = {factors}, max_edge = 256 }}\n"))
+}
+
+/// A registry of the binary's upscalers and classifier.
+fn registry_of_others() -> Registry {
+    let classifier = entry("nsfw-mobilenetv2", "nsfw-classifier", "nsfw-classification", "");
+    let upscalers = [upscaler("upscale-x2", "[2]"), upscaler("upscale-x4", "[4, 2]")];
+    Registry::from_toml(&(upscalers.concat() + &classifier)).unwrap()
+}
+
 /// The job of [`apple`], from something else than noise.
 fn apple_from(start: Start) -> Job {
     let Job::Generate { model, request } = apple(3, 2) else { unreachable!() };
@@ -286,4 +306,47 @@ fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
     let Some(JobEvent::Done(Err(error))) = last else { panic!("{last:?}") };
     assert!(error.kind == JobErrorKind::Failed && error.detail.contains("black everywhere"), "{error}");
     run(&engine, apple(0, 1));
+}
+
+#[test]
+fn pictures_are_enlarged_and_classified() {
+    let models = ["upscale-x2", "upscale-x4", "nsfw-mobilenetv2"].map(id).to_vec();
+    let engine = Engine::start(&EngineConfig { models, ..config() }, &registry_of_others()).unwrap();
+    let picture = fixture("scene-64x64.png");
+    let upscale = |model: &str, factor| Job::Upscale { model: id(model), picture: picture.clone(), factor };
+    for (model, factor) in [("upscale-x2", 2), ("upscale-x4", 4), ("upscale-x4", 2)] {
+        let Output::Picture { picture: large, features, .. } = run(&engine, upscale(model, factor)) else {
+            panic!("an upscaler gives a picture")
+        };
+        assert_eq!((large.width(), large.height()), (64 * factor, 64 * factor));
+        let shrunk = large.resize(64, 64, crate::resample::Filter::Lanczos);
+        let distance = shrunk.mean_abs_difference(&picture).unwrap();
+        assert!(distance < 6.0, "{model} ×{factor}: {distance}");
+        assert!(!features.is_nsfw);
+    }
+    assert!(refusal(&engine, upscale("upscale-x2", 4)).to_string().contains("factor is 4"));
+    let pictures = vec![picture.clone(), fixture("nsfw_trigger_m.png")];
+    let classify = Job::Classify { model: id("nsfw-mobilenetv2"), pictures };
+    let Output::Classes(classes) = run(&engine, classify) else { panic!("a classifier gives classes") };
+    let Output::Features(features) = run(&engine, Job::Features { picture: picture.clone() }) else {
+        panic!()
+    };
+    assert_eq!((classes.len(), classes[0]), (2, features.nsfw));
+    assert!(!classes[0].is_nsfw() && classes[1].is_nsfw());
+    assert_eq!(engine.capacity().len(), 3);
+    for capacity in engine.capacity() {
+        assert!(capacity.seconds_per_unit > 0.0 && capacity.units_per_second.is_finite(), "{capacity:?}");
+    }
+    assert!(engine.estimate(&upscale("upscale-x2", 2)) > Duration::ZERO);
+}
+
+#[test]
+fn factors_and_tasks_that_a_model_cannot_do_are_told_at_the_start() {
+    let registry = Registry::from_toml(&upscaler("upscale-x2", "[2, 4]")).unwrap();
+    let config = EngineConfig { models: vec![id("upscale-x2")], ..config() };
+    let error = Engine::start(&config, &registry).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the registry says that model `upscale-x2` enlarges 4 times, but it can [2]"
+    );
 }

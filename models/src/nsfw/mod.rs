@@ -88,6 +88,28 @@ impl From<NsfwScores> for NsfwOpinion {
     }
 }
 
+impl From<&NsfwOpinion> for NsfwScores {
+    /// The five classes, where the classifier knows them; of others, `porn` is how likely the picture
+    /// is unsafe, or 1 where the verdict says so, and `neutral` the rest.
+    fn from(opinion: &NsfwOpinion) -> Self {
+        let class = |name: &str| Some(opinion.classes.iter().find(|class| class.name == name)?.score);
+        let known = || {
+            Some(Self {
+                drawing: class("drawing")?,
+                hentai: class("hentai")?,
+                neutral: class("neutral")?,
+                porn: class("porn")?,
+                sexy: class("sexy")?,
+            })
+        };
+        let by_verdict = || {
+            let porn = if opinion.is_nsfw { 1.0 } else { opinion.probability.min(1.0 - f32::EPSILON) };
+            Self { drawing: 0.0, hentai: 0.0, neutral: 1.0 - porn, porn, sexy: 0.0 }
+        };
+        known().unwrap_or_else(by_verdict)
+    }
+}
+
 /// A classifier of unsafe pictures, of any architecture that is known.
 pub struct NsfwModel {
     network: Network,

@@ -14,6 +14,12 @@ use crate::diffusion::ControlKind;
 pub enum Architecture {
     /// Stable Diffusion 1.x, 2.x or XL; the model's own files say which.
     StableDiffusion,
+    /// Kandinsky 2.2: prior and decoder, or inpaint decoder, in one folder.
+    Kandinsky,
+    /// RRDBNet, SRVGGNetCompact or upconv_7; the model's own files say which.
+    Upscaler,
+    /// A classifier of unsafe pictures: MobileNetV2, OpenNSFW or Stable Diffusion's safety checker.
+    NsfwClassifier,
     /// CLIP, text and vision.
     Clip,
 }
@@ -21,9 +27,15 @@ pub enum Architecture {
 impl Architecture {
     /// What models of this architecture can be asked for.
     pub fn tasks(self) -> &'static [ModelTask] {
-        use ModelTask::{Canny, Depth, ImageEmbedding, ImageToImage, Inpaint, Scribble, TextToImage, Uncrop};
+        use ModelTask::{
+            Canny, Depth, ImageEmbedding, ImageToImage, Inpaint, NsfwClassification, Scribble, TextToImage,
+            Uncrop, Upscale,
+        };
         match self {
             Self::StableDiffusion => &[TextToImage, ImageToImage, Inpaint, Uncrop, Scribble, Canny, Depth],
+            Self::Kandinsky => &[TextToImage, ImageToImage, Inpaint, Uncrop],
+            Self::Upscaler => &[Upscale],
+            Self::NsfwClassifier => &[NsfwClassification],
             Self::Clip => &[ImageEmbedding],
         }
     }
@@ -32,6 +44,9 @@ impl Architecture {
     pub fn title(self) -> &'static str {
         match self {
             Self::StableDiffusion => "Stable Diffusion: pictures from words",
+            Self::Kandinsky => "Kandinsky 2.2: pictures from words",
+            Self::Upscaler => "Upscaling: larger pictures",
+            Self::NsfwClassifier => "Classification of unsafe pictures",
             Self::Clip => "CLIP: embeddings of pictures",
         }
     }
@@ -41,6 +56,9 @@ impl fmt::Display for Architecture {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         formatter.write_str(match self {
             Self::StableDiffusion => "stable-diffusion",
+            Self::Kandinsky => "kandinsky",
+            Self::Upscaler => "upscaler",
+            Self::NsfwClassifier => "nsfw-classifier",
             Self::Clip => "clip",
         })
     }
