@@ -12,7 +12,7 @@ use argus_models::{
 };
 use argus_protocols::{
     Answer, Task, TaskKind,
-    task::{ImageEmbedding, TextToImage},
+    task::{Generation, Pictures},
 };
 use image::{ExtendedColorType, ImageEncoder, codecs::jpeg::JpegEncoder};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -96,12 +96,12 @@ const NAMES: [&str; 10] = [
 ];
 
 /// The answers of [`NAMES`] to one request.
-async fn answers(jobs: &Jobs, asked: &TextToImage, picture: &RgbPicture) -> anyhow::Result<[Evidence; 10]> {
-    let task = Task::TextToImage(asked.clone());
-    let other = |change: fn(&mut TextToImage)| {
+async fn answers(jobs: &Jobs, asked: &Generation, picture: &RgbPicture) -> anyhow::Result<[Evidence; 10]> {
+    let task = Task::Generation(asked.clone());
+    let other = |change: fn(&mut Generation)| {
         let mut other = asked.clone();
         change(&mut other);
-        Task::TextToImage(other)
+        Task::Generation(other)
     };
     let mut rng = StdRng::seed_from_u64(asked.seed);
     let drifted = changed(picture, |s| s.saturating_add_signed(rng.random_range(-1..=1)));
@@ -134,7 +134,7 @@ async fn embedding_distances(
     let picture = draw(seed)?;
     let decoded = RgbPicture::decode(&picture, &Limits::default())?;
     let pictures = vec![picture, jpeg(&decoded, 90), draw(seed + 1000)?];
-    let task = Task::ImageEmbedding(ImageEmbedding { model: spec.id.to_string(), pictures });
+    let task = Task::ImageEmbedding(Pictures { model: spec.id.to_string(), pictures });
     let Evidence::Embeddings(all) = jobs.reference(&task).await? else { anyhow::bail!("no embeddings came") };
     Ok([1, 2].map(|other| 1.0 - cosine_similarity(&all[0], &all[other]).unwrap_or(0.0)))
 }
@@ -151,11 +151,10 @@ async fn main() -> anyhow::Result<()> {
     let mut all = NAMES.map(Series::new);
     let mut embeddings = [Vec::new(), Vec::new()];
     for seed in 0..ROUNDS {
-        let Some(Task::TextToImage(asked)) = synthesiser.draw(TaskKind::TextToImage, painters[0], seed)
-        else {
+        let Some(Task::Generation(asked)) = synthesiser.draw(TaskKind::TextToImage, painters[0], seed) else {
             anyhow::bail!("no request was drawn");
         };
-        let reference = jobs.reference(&Task::TextToImage(asked.clone())).await?;
+        let reference = jobs.reference(&Task::Generation(asked.clone())).await?;
         let Evidence::Picture { picture, .. } = &reference else { continue };
         synthesiser.add(picture);
         for (series, answer) in all.iter_mut().zip(answers(&jobs, &asked, picture).await?) {

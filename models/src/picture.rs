@@ -146,6 +146,47 @@ impl RgbPicture {
     /// frame of an animation is taken, transparency is laid on white, samples of
     /// 16 bits are reduced to 8, grey becomes RGB, Exif orientation is applied.
     pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Self, PictureError> {
+        let (decoder, orientation) = Self::open(bytes, limits)?;
+        let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+        decoded.apply_orientation(orientation);
+        Self::new(decoded.width(), decoded.height(), opaque_rgb(decoded))
+    }
+
+    /// How opaque each pixel of a file is, row by row, read as [`Self::decode`] reads it: 255 is opaque. `None`:
+    /// the file has no transparency.
+    pub fn decode_alpha(bytes: &[u8], limits: &Limits) -> Result<Option<(Size, Vec<u8>)>, PictureError> {
+        let size = Self::size_of(bytes, limits)?;
+        let (decoder, orientation) = Self::open(bytes, limits)?;
+        if !decoder.color_type().has_alpha() {
+            return Ok(None);
+        }
+        let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+        decoded.apply_orientation(orientation);
+        Ok(Some((size, decoded.into_rgba8().pixels().map(|pixel| pixel.0[3]).collect())))
+    }
+
+    /// The size that [`Self::decode`] would give, by the file's header alone; the samples may be damaged.
+    pub fn size_of(bytes: &[u8], limits: &Limits) -> Result<Size, PictureError> {
+        let (decoder, orientation) = Self::open(bytes, limits)?;
+        let (width, height) = decoder.dimensions();
+        let (width, height) = match orientation {
+            Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH => (height, width),
+            _ => (width, height),
+        };
+        match (NonZeroU32::new(width), NonZeroU32::new(height)) {
+            (Some(width), Some(height)) => Ok(Size { width, height }),
+            _ => Err(PictureError::SampleCount { width, height, samples: 0 }),
+        }
+    }
+
+    /// A decoder of a file whose header keeps to the limits.
+    fn open<'a>(
+        bytes: &'a [u8],
+        limits: &Limits,
+    ) -> Result<(impl ImageDecoder + 'a, Orientation), PictureError> {
         if bytes.len() > limits.max_bytes {
             return Err(PictureError::FileTooLarge { bytes: bytes.len(), limit: limits.max_bytes });
         }
@@ -153,7 +194,6 @@ impl RgbPicture {
         if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
             return Err(PictureError::UnknownFormat);
         }
-        let damaged = |error: image::ImageError| PictureError::Damaged(error.to_string());
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
         reader.limits(limits.decoder());
         let mut decoder = reader.into_decoder().map_err(damaged)?;
@@ -165,9 +205,7 @@ impl RgbPicture {
         }
         // A broken Exif block is no reason to refuse a good picture.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-        decoded.apply_orientation(orientation);
-        Self::new(decoded.width(), decoded.height(), opaque_rgb(decoded))
+        Ok((decoder, orientation))
     }
 
     /// A PNG of this picture. The same picture gives the same bytes.
@@ -228,6 +266,10 @@ impl RgbPicture {
             || self.pixels.iter().zip(&other.pixels).map(|(a, b)| u64::from(a.abs_diff(*b))).sum::<u64>();
         (self.size == other.size).then(|| sum() as f64 / self.pixels.len() as f64)
     }
+}
+
+fn damaged(error: image::ImageError) -> PictureError {
+    PictureError::Damaged(error.to_string())
 }
 
 fn opaque_rgb(decoded: DynamicImage) -> Vec<u8> {

@@ -105,6 +105,19 @@ fn exif_orientation_is_applied() {
 }
 
 #[test]
+fn alpha_is_read_where_there_is_some() {
+    let half = ImageBuffer::from_fn(3, 2, |x, _| image::Rgba([9, 9, 9, [0, 128, 255][x as usize]]));
+    let (size, alpha) = RgbPicture::decode_alpha(&encode(half, ImageFormat::Png), &SMALL).unwrap().unwrap();
+    assert_eq!((size.width.get(), size.height.get()), (3, 2));
+    assert_eq!(alpha, [0, 128, 255, 0, 128, 255]);
+    for file in files() {
+        assert_eq!(RgbPicture::decode_alpha(&file, &SMALL).unwrap(), None);
+        let size = RgbPicture::size_of(&file, &SMALL).unwrap();
+        assert_eq!(size, RgbPicture::decode(&file, &SMALL).unwrap().size());
+    }
+}
+
+#[test]
 fn sizes_are_refused_by_the_header_alone() {
     for (width, height) in [(257, 1), (1, 257), (200, 200), (60_000, 60_000)] {
         let error = RgbPicture::decode(&png_claiming(width, height), &SMALL).unwrap_err();

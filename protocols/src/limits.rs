@@ -31,8 +31,16 @@ pub const SIDE: u32 = 8192;
 pub const STEPS: u32 = 1000;
 /// Classifier-free guidance scale.
 pub const GUIDANCE: f32 = 100.0;
-/// Pictures in one embedding request.
-pub const EMBEDDING_PICTURES: usize = 16;
+/// Pixels of a picture in an answer: even noise of so many fits a [`BODY`] as PNG.
+pub const ANSWER_PIXELS: u64 = 5 << 20;
+/// Pictures that steer one generation.
+pub const CONTROLS: usize = 4;
+/// How strongly a control picture may steer; 1 is as its network was trained.
+pub const CONTROL_SCALE: f32 = 2.0;
+/// By how much a picture may grow along each edge.
+pub const UPSCALE_FACTORS: [u32; 2] = [2, 4];
+/// Pictures in one request for embeddings or classes.
+pub const PICTURES: usize = 16;
 /// Dimensions of one embedding.
 pub const EMBEDDING_DIMENSIONS: usize = 4096;
 /// How far the clocks of two nodes may be apart before a query counts as stale, milliseconds.

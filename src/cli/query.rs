@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use argus_protocols::{
     Answer, Hotkey, Task, TaskKind,
     query::Deadlines,
-    task::{ImageEmbedding, TextToImage},
+    task::{Generation, Pictures, Start},
 };
 use rand::TryRngCore;
 use serde_json::json;
@@ -105,16 +105,27 @@ impl TaskArgs {
                     Some(seed) => seed,
                     None => rand::rngs::OsRng.try_next_u64()?,
                 };
-                let task =
-                    TextToImage { model, prompt, negative_prompt, width, height, steps, guidance, seed };
-                Ok((Task::TextToImage(task), node, Some(output)))
+                let (start, controls) = (Start::Noise, Vec::new());
+                let task = Generation {
+                    model,
+                    prompt,
+                    negative_prompt,
+                    width,
+                    height,
+                    steps,
+                    guidance,
+                    seed,
+                    start,
+                    controls,
+                };
+                Ok((Task::Generation(task), node, Some(output)))
             }
             TaskArgs::ImageEmbedding { pictures, model, node } => {
                 let read = |path: &PathBuf| {
                     std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
                 };
                 let pictures = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
-                Ok((Task::ImageEmbedding(ImageEmbedding { model, pictures }), node, None))
+                Ok((Task::ImageEmbedding(Pictures { model, pictures }), node, None))
             }
         }
     }
@@ -203,6 +214,11 @@ fn report(answered: &Answered, answer: Answer, output: Option<PathBuf>, json: bo
         Answer::Embeddings(all) => {
             let said = all.iter().map(|e| format!("{e:?}")).collect::<Vec<_>>().join("\n");
             out["embeddings"] = serde_json::to_value(all)?;
+            said
+        }
+        Answer::Classes(all) => {
+            let said = all.iter().map(|scores| format!("{scores:?}")).collect::<Vec<_>>().join("\n");
+            out["classes"] = serde_json::to_value(all)?;
             said
         }
     };

@@ -42,9 +42,9 @@ pub(super) struct App {
     pub shutdown: CancellationToken,
     pub begun: Instant,
     places: Arc<Semaphore>,
-    embedding_places: Arc<Semaphore>,
+    picture_places: Arc<Semaphore>,
     /// Pictures are decoded for one request at a time on each.
-    pub decoding: Arc<Semaphore>,
+    decoding: Arc<Semaphore>,
 }
 
 impl App {
@@ -66,7 +66,7 @@ impl App {
             shutdown,
             begun: Instant::now(),
             places,
-            embedding_places: Arc::new(Semaphore::new(limits::EMBEDDINGS_AT_ONCE)),
+            picture_places: Arc::new(Semaphore::new(limits::PICTURE_BODIES_AT_ONCE)),
             decoding: Arc::new(Semaphore::new(limits::DECODES_AT_ONCE)),
         }
     }
@@ -92,8 +92,23 @@ impl App {
         self.take(&self.places)
     }
 
-    pub fn embedding_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.take(&self.embedding_places)
+    /// A place among the requests whose bodies are large.
+    pub fn picture_place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.take(&self.picture_places)
+    }
+
+    /// Runs work on pictures on a blocking thread, a few at a time.
+    pub async fn decode<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = Arc::clone(&self.decoding).acquire_owned().await.map_err(|_| ApiError::internal())?;
+        let done = tokio::task::spawn_blocking(move || {
+            // Moved in: a client that goes away must not let another decode begin before this one ends.
+            let _turn = turn;
+            work()
+        });
+        done.await.map_err(|_| ApiError::internal())
     }
 
     fn take(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
@@ -137,6 +152,14 @@ impl Drop for Running {
 pub(super) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new()
         .route("/v1/images/generations", post(images::generations))
+        .route("/v1/images/edits", post(images::edits))
+        .route("/v1/images/variations", post(images::variations))
+        .route("/v1/images/image-to-image", post(images::image_to_image))
+        .route("/v1/images/inpaint", post(images::inpaint))
+        .route("/v1/images/uncrop", post(images::uncrop))
+        .route("/v1/images/controls", post(images::controls))
+        .route("/v1/images/upscale", post(images::upscale))
+        .route("/v1/images/nsfw", post(embeddings::nsfw))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{id}", get(info::model))

@@ -12,7 +12,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, ModelCard, Status, TextToImageLimits, api::App, error::ErrorBody, keys::KeyView, request,
+    ApiError, GenerationLimits, ModelCard, Status, UpscaleLimits, api::App, error::ErrorBody, keys::KeyView,
+    request,
 };
 
 /// A model as OpenAI lists it, with what Argus knows beside it.
@@ -28,10 +29,13 @@ pub struct ModelObject {
     pub description: String,
     /// SPDX id of the weights' licence, where there is one.
     pub license: String,
-    /// `text-to-image`, `image-embedding`.
+    /// `text-to-image`, `image-to-image`, `upscale` and so on.
     pub tasks: Vec<&'static str>,
-    pub text_to_image: Option<TextToImageLimits>,
+    pub generation: Option<GenerationLimits>,
+    pub upscale: Option<UpscaleLimits>,
     pub embedding_dimensions: Option<u32>,
+    /// Credits for one answer with default values.
+    pub work_units: f64,
     /// Miners known to serve it now.
     pub miners: u32,
 }
@@ -46,8 +50,10 @@ impl From<ModelCard> for ModelObject {
             description: card.description,
             license: card.license,
             tasks: card.tasks.into_iter().map(|task| task.label()).collect(),
-            text_to_image: card.text_to_image,
+            generation: card.generation,
+            upscale: card.upscale,
             embedding_dimensions: card.embedding_dimensions,
+            work_units: card.work_units,
             miners: card.miners,
         }
     }

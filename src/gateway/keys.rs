@@ -11,11 +11,6 @@ use utoipa::ToSchema;
 
 use super::limits;
 
-/// What an image costs, thousandths of a credit.
-pub const IMAGE: u64 = 1000;
-/// What the embedding of one picture costs, thousandths of a credit.
-pub const EMBEDDING: u64 = 200;
-
 const PREFIX: &str = "argus-";
 const HASH_CONTEXT: &str = "argus/api-key/1";
 
@@ -189,6 +184,9 @@ pub struct Usage {
     pub images: u64,
     /// Pictures embedded.
     pub embeddings: u64,
+    /// Pictures classified.
+    #[serde(default)]
+    pub classifications: u64,
     /// Credits spent, thousandths.
     pub spent_thousandths: u64,
     /// Unix time, milliseconds.
@@ -321,8 +319,8 @@ mod tests {
 
     #[test]
     fn credits_are_exact_and_never_negative() {
-        assert_eq!("0.2".parse::<Credits>().unwrap(), Credits(EMBEDDING));
-        assert_eq!("1".parse::<Credits>().unwrap(), Credits(IMAGE));
+        assert_eq!("0.2".parse::<Credits>().unwrap(), Credits(200));
+        assert_eq!("1".parse::<Credits>().unwrap(), Credits(1000));
         for bad in ["-1", "NaN", "inf", "1e30", "ten"] {
             assert_eq!(bad.parse::<Credits>(), Err(KeyError::Credits), "{bad}");
         }

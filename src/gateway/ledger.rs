@@ -387,18 +387,16 @@ impl Drop for Admission {
 
 /// What was done and is to be paid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Work {
+pub enum Sold {
     Image,
     Embedding,
+    Classification,
 }
 
-impl Work {
-    pub fn price(self) -> u64 {
-        match self {
-            Work::Image => super::keys::IMAGE,
-            Work::Embedding => super::keys::EMBEDDING,
-        }
-    }
+/// The price of work, thousandths of a credit: a work unit costs one credit.
+pub fn thousandths(work_units: f64) -> u64 {
+    // Beyond what any key can have is refused as too dear; a float of that size is an integer.
+    (work_units * 1000.0).ceil().clamp(1.0, limits::CREDITS as f64) as u64
 }
 
 /// Credits put aside. What was not charged goes back on drop.
@@ -409,17 +407,18 @@ pub struct Reservation {
 
 impl Reservation {
     /// Pays for work that was done, out of what was put aside.
-    pub fn charge(&self, work: Work, count: u64) {
+    pub fn charge(&self, sold: Sold, count: u64, thousandths: u64) {
         let entry = &self.admission.entry;
         let mut left = self.left.lock();
         let mut account = entry.account.lock();
-        let price = (work.price() * count).min(*left);
+        let price = thousandths.min(*left);
         *left -= price;
         account.reserved -= price;
         account.usage.spent_thousandths += price;
-        match work {
-            Work::Image => account.usage.images += count,
-            Work::Embedding => account.usage.embeddings += count,
+        match sold {
+            Sold::Image => account.usage.images += count,
+            Sold::Embedding => account.usage.embeddings += count,
+            Sold::Classification => account.usage.classifications += count,
         }
         self.admission.ledger.put_usage(entry, &account);
     }
@@ -493,8 +492,8 @@ mod tests {
         let gone = ledger.create(NewKey::named("gone")).unwrap();
         ledger.revoke(&gone.view.id).unwrap();
         let reservation = ledger.admit(&made.key, Instant::now()).unwrap().reserve(4_000).unwrap();
-        reservation.charge(Work::Image, 1);
-        reservation.charge(Work::Embedding, 2);
+        reservation.charge(Sold::Image, 1, 1_000);
+        reservation.charge(Sold::Embedding, 2, 400);
         drop(reservation);
         drop(ledger);
         let ledger = reopen(&dir);
@@ -538,8 +537,8 @@ mod tests {
         let (_dir, ledger) = ledger();
         let made = ledger.create(with_credits(1_000)).unwrap();
         let reservation = ledger.admit(&made.key, Instant::now()).unwrap().reserve(1_000).unwrap();
-        reservation.charge(Work::Image, 1);
-        reservation.charge(Work::Image, 1);
+        reservation.charge(Sold::Image, 1, 1_000);
+        reservation.charge(Sold::Image, 1, 1_000);
         drop(reservation);
         let view = ledger.holder(&made.key).unwrap();
         assert_eq!((view.credits_left, view.usage.spent_thousandths), (Some(Credits(0)), 1_000));
@@ -561,7 +560,7 @@ mod tests {
                         let Ok(reservation) = admission.reserve(1_000) else {
                             continue;
                         };
-                        reservation.charge(Work::Image, 1);
+                        reservation.charge(Sold::Image, 1, 1_000);
                         paid.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     }
                 });
@@ -610,7 +609,11 @@ mod tests {
         let (_dir, ledger) = ledger();
         let made = ledger.create(NewKey::named("free")).unwrap();
         let id = &made.view.id;
-        ledger.admit(&made.key, Instant::now()).unwrap().reserve(2_000).unwrap().charge(Work::Image, 2);
+        ledger.admit(&made.key, Instant::now()).unwrap().reserve(2_000).unwrap().charge(
+            Sold::Image,
+            2,
+            2_000,
+        );
         let add = |credits| KeyChange { add_credits: Some(Credits(credits)), ..KeyChange::default() };
         assert_eq!(ledger.change(id, add(1_000)).unwrap().credits_left, Some(Credits(1_000)));
         assert_eq!(ledger.change(id, add(500)).unwrap().credits_left, Some(Credits(1_500)));
@@ -628,7 +631,7 @@ mod tests {
         let made = ledger.create(NewKey::named("brief")).unwrap();
         let running = ledger.admit(&made.key, Instant::now()).unwrap().reserve(1_000).unwrap();
         ledger.forget(&made.view.id).unwrap();
-        running.charge(Work::Image, 1);
+        running.charge(Sold::Image, 1, 1_000);
         drop(running);
         assert!(store.scan(Table::Usage, &[], 10).unwrap().is_empty());
         assert!(store.scan(Table::Keys, &[], 10).unwrap().is_empty());

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 /// Body of an image request: two prompts, every byte of which JSON may write as six.
 pub const IMAGE_BODY: usize = 64 * 1024;
-/// Body of an embedding request: pictures as base64.
-pub const EMBEDDING_BODY: usize = 24 * 1024 * 1024;
+/// Body of a request with pictures, as base64 or as files.
+pub const PICTURE_BODY: usize = 24 * 1024 * 1024;
+/// Parts of a form.
+pub const FORM_PARTS: usize = 64;
 /// Body of a request on the admin port.
 pub const ADMIN_BODY: usize = 16 * 1024;
 /// How much of a body that is over its limit is read and thrown away, so that a client that writes
@@ -18,17 +20,17 @@ pub const HEAD: usize = 64 * 1024;
 pub const IMAGES: u32 = 10;
 /// Pictures of one request that are made at the same time.
 pub const IMAGES_AT_ONCE: usize = 4;
-/// Embedding requests whose bodies are in memory at the same time.
-pub const EMBEDDINGS_AT_ONCE: usize = 8;
+/// Requests with pictures whose bodies are in memory at the same time.
+pub const PICTURE_BODIES_AT_ONCE: usize = 8;
 /// Of those, how many decode their pictures at the same time.
 pub const DECODES_AT_ONCE: usize = 2;
-/// One encoded picture of an embedding request.
+/// One encoded picture of a request.
 pub const PICTURE: usize = 8 * 1024 * 1024;
-/// Longer side of a picture of an embedding request, pixels.
+/// Longer side of a picture of a request, pixels.
 pub const PICTURE_SIDE: u32 = 8192;
-/// Area of a picture of an embedding request, pixels.
+/// Area of a picture of a request, pixels.
 pub const PICTURE_PIXELS: u64 = 4096 * 4096;
-/// Area that a picture is scaled down to before it travels, pixels: 16 of these fit one query even as
+/// Area that a picture to be looked at is scaled down to before it travels, pixels: 16 of these fit one query even as
 /// noise, and no embedding model looks at more than 336 × 336.
 pub const PICTURE_TRAVELS: u64 = 512 * 512;
 

@@ -32,6 +32,7 @@ pub struct Metrics {
     pub connections: Gauge,
     pub images: Counter,
     pub embeddings: Counter,
+    pub classifications: Counter,
     pub credits_thousandths: Counter,
     pub cancelled: Counter,
     pub image_seconds: Histogram,
@@ -47,6 +48,7 @@ impl Metrics {
             connections: Gauge::default(),
             images: Counter::default(),
             embeddings: Counter::default(),
+            classifications: Counter::default(),
             credits_thousandths: Counter::default(),
             cancelled: Counter::default(),
             image_seconds: Histogram::new(exponential_buckets(0.05, 2.0, 13)),
@@ -59,6 +61,7 @@ impl Metrics {
         registry.register("connections", "Open HTTP connections", metrics.connections.clone());
         registry.register("images", "Pictures delivered", metrics.images.clone());
         registry.register("embeddings", "Pictures embedded", metrics.embeddings.clone());
+        registry.register("classifications", "Pictures classified", metrics.classifications.clone());
         registry.register(
             "credits_thousandths",
             "Credits charged, thousandths",

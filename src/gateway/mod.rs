@@ -20,27 +20,30 @@ pub mod admin;
 mod api;
 pub mod embeddings;
 pub mod error;
+mod form;
 pub mod images;
 pub mod info;
 pub mod keys;
 pub mod ledger;
 pub mod limits;
 pub mod metrics;
+pub mod models;
 pub mod openapi;
+pub mod orders;
+pub mod pictures;
 mod request;
 mod server;
 pub mod service;
 pub mod settings;
 mod sse;
 mod studio;
+pub mod work;
 
 pub use error::ApiError;
 pub use ledger::Ledger;
 pub use metrics::Metrics;
-pub use service::{
-    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service, ServiceError,
-    Status, TextToImageLimits,
-};
+pub use models::{Allowed, GenerationLimits, ModelCard, UpscaleLimits};
+pub use service::{ChainStatus, MinerStatus, PeriodStatus, Progress, Served, Service, ServiceError, Status};
 pub use settings::{GatewayError, Settings, SettingsError};
 
 /// What a gateway is made of.

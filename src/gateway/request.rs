@@ -9,7 +9,7 @@ use axum::{
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
 
-use super::{ApiError, limits};
+use super::{ApiError, form, limits};
 
 /// The bearer key of a request.
 pub fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
@@ -63,16 +63,32 @@ pub async fn body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
     })
 }
 
+/// Reads a body up to `limit` bytes and decodes it: a form, or JSON whatever its content type says.
+pub async fn read<T: DeserializeOwned>(headers: &HeaderMap, from: Body, limit: usize) -> Result<T, ApiError> {
+    let bytes = body(headers, from, limit).await?;
+    if form::is_form(headers) {
+        return object(form::object(headers, bytes).await?);
+    }
+    json(&bytes)
+}
+
 /// Decodes a JSON object; an error names the field.
 pub fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let error = error.into_inner();
-        if error.is_data() { wrong_field(&path, &error.to_string()) } else { not_json(&error) }
-    })?;
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(explained)?;
     deserializer.end().map_err(|error| not_json(&error))?;
     Ok(value)
+}
+
+/// Decodes an object that was read already; an error names the field.
+pub fn object<T: DeserializeOwned>(object: serde_json::Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(object).map_err(explained)
+}
+
+fn explained(error: serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    let path = error.path().to_string();
+    let error = error.into_inner();
+    if error.is_data() { wrong_field(&path, &error.to_string()) } else { not_json(&error) }
 }
 
 fn not_json(error: &serde_json::Error) -> ApiError {

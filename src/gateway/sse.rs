@@ -18,8 +18,8 @@ use tracing::Instrument;
 use super::{
     ApiError,
     api::App,
-    images::{ImageEvent, error_event},
     limits,
+    work::{ImageEvent, error_event},
 };
 
 struct AbortOnDrop(JoinHandle<()>);

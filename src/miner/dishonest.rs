@@ -3,13 +3,14 @@
 use std::{collections::HashMap, str::FromStr, sync::Arc};
 
 use argus_models::RgbPicture;
-use argus_protocols::{Answer, Capability, Task, TaskKind};
+use argus_protocols::{Answer, Capability, NsfwScores, Task, TaskKind};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::sync::mpsc;
 
 use super::backend::{Backend, BackendError, Step};
+use crate::jobs;
 
 /// How a dishonest miner saves itself the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl FromStr for Kind {
     }
 }
 
-/// Cheats on text-to-image, and on embeddings too where its way of cheating allows.
+/// Cheats on every task that its way of cheating allows: fewer steps are for pictures alone.
 pub struct Dishonest {
     honest: Arc<dyn Backend>,
     kind: Kind,
@@ -51,8 +52,8 @@ impl Dishonest {
     async fn cached(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError> {
         let kind = task.kind();
         let wanted = match &task {
-            Task::ImageEmbedding(asked) => asked.pictures.len(),
-            Task::TextToImage(_) => 1,
+            Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) => asked.pictures.len(),
+            Task::Generation(_) | Task::Upscale(_) => 1,
         };
         let known = self.first.lock().get(&kind).cloned();
         let answer = match known {
@@ -62,6 +63,7 @@ impl Dishonest {
         self.first.lock().entry(kind).or_insert_with(|| answer.clone());
         Ok(match answer {
             Answer::Embeddings(all) => Answer::Embeddings(all.into_iter().cycle().take(wanted).collect()),
+            Answer::Classes(all) => Answer::Classes(all.into_iter().cycle().take(wanted).collect()),
             other => other,
         })
     }
@@ -69,12 +71,17 @@ impl Dishonest {
     /// The shape of an honest answer, without the work.
     async fn noise(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError> {
         let mut rng = StdRng::from_os_rng();
-        if let Task::TextToImage(asked) = &task {
-            let picture = RgbPicture::from_fn(asked.width, asked.height, |_, _| rng.random());
+        if let Some((width, height)) = jobs::answer_size(&task)? {
+            let picture = RgbPicture::from_fn(width, height, |_, _| rng.random());
             return Ok(Answer::Picture(picture.encode_png()));
         }
-        let Answer::Embeddings(mut all) = self.cached(task, steps).await? else {
-            return Err(BackendError::Failed("no embeddings".into()));
+        let mut all = match self.cached(task, steps).await? {
+            Answer::Embeddings(all) => all,
+            Answer::Classes(mut all) => {
+                all.iter_mut().for_each(|scores| *scores = classes(&mut rng));
+                return Ok(Answer::Classes(all));
+            }
+            Answer::Picture(_) | Answer::Nsfw(_) => return Err(BackendError::Failed("a picture".into())),
         };
         for embedding in &mut all {
             embedding.iter_mut().for_each(|x| *x = rng.random_range(-1.0..1.0));
@@ -83,6 +90,14 @@ impl Dishonest {
         }
         Ok(Answer::Embeddings(all))
     }
+}
+
+/// Probabilities of nothing.
+fn classes(rng: &mut impl Rng) -> NsfwScores {
+    let [drawing, hentai, neutral, porn, sexy] = std::array::from_fn(|_| rng.random_range(0.01..1.0_f32));
+    let sum = drawing + hentai + neutral + porn + sexy;
+    let [drawing, hentai, neutral, porn, sexy] = [drawing, hentai, neutral, porn, sexy].map(|x| x / sum);
+    NsfwScores { drawing, hentai, neutral, porn, sexy }
 }
 
 #[async_trait]
@@ -108,7 +123,7 @@ impl Backend for Dishonest {
             Kind::Noise => self.noise(task, steps).await,
             Kind::Cached => self.cached(task, steps).await,
             Kind::FewerSteps => {
-                if let Task::TextToImage(asked) = &mut task {
+                if let Task::Generation(asked) = &mut task {
                     asked.steps = (asked.steps / 2).max(1);
                 }
                 self.honest.run(task, steps).await

@@ -313,7 +313,7 @@ impl Driver {
             failure
         })?;
         let answer = Answer::from_bytes(&answered.body).map_err(|_| Failure::BadAnswer)?;
-        if !is_of_kind(task, &answer) {
+        if !answer.answers(task) {
             return Err(Failure::BadAnswer);
         }
         self.metrics.answered(task.kind(), answered.total);
@@ -373,14 +373,6 @@ fn report(what: &str, stored: Result<(), StoreError>) -> bool {
         tracing::warn!(%error, reason = error.reason(), "{what} not stored; trying again");
     }
     stored.is_ok()
-}
-
-fn is_of_kind(task: &Task, answer: &Answer) -> bool {
-    matches!(
-        (task, answer),
-        (Task::TextToImage(_), Answer::Picture(_) | Answer::Nsfw(_))
-            | (Task::ImageEmbedding(_), Answer::Embeddings(_))
-    )
 }
 
 fn failure(error: &QueryError) -> Failure {

@@ -9,7 +9,6 @@
 
 pub mod core;
 mod driver;
-mod gallery;
 mod judge;
 mod ledger;
 mod metrics;
@@ -24,7 +23,7 @@ pub mod weights;
 
 use std::sync::Arc;
 
-use argus_protocols::HotkeyPair;
+use argus_protocols::{HotkeyPair, TaskKind};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +47,7 @@ pub enum ValidatorError {
     #[error(
         "this validator's engine does not run {model}, which the task {task} needs: add it to engine.models"
     )]
-    Model { task: argus_protocols::TaskKind, model: String },
+    Model { task: TaskKind, model: String },
     #[error("this validator's engine runs no model that any task needs: add models to engine.models")]
     NoTask,
     #[error(transparent)]
@@ -93,10 +92,20 @@ pub fn start(
     Ok((organic, tokio::spawn(driver.run())))
 }
 
-/// Share of the incentive and pace of the tasks that no settings name.
-const USUAL_TASKS: [(argus_protocols::TaskKind, f64, u32); 2] = [
-    (argus_protocols::TaskKind::TextToImage, 0.7, 10_000),
-    (argus_protocols::TaskKind::ImageEmbedding, 0.3, 10_000),
+/// Share of the incentive and pace of the tasks that no settings name: by what they cost a miner and how much
+/// they are wanted. All of them together make a query every 2 s, of each task no more than that miners have
+/// time for their clients.
+const USUAL_TASKS: [(TaskKind, f64, u32); 10] = [
+    (TaskKind::TextToImage, 0.30, 10_000),
+    (TaskKind::ImageToImage, 0.12, 20_000),
+    (TaskKind::Inpaint, 0.10, 20_000),
+    (TaskKind::Uncrop, 0.06, 30_000),
+    (TaskKind::Scribble, 0.08, 30_000),
+    (TaskKind::Canny, 0.06, 30_000),
+    (TaskKind::Depth, 0.06, 30_000),
+    (TaskKind::Upscale, 0.10, 20_000),
+    (TaskKind::ImageEmbedding, 0.08, 20_000),
+    (TaskKind::NsfwClassification, 0.04, 30_000),
 ];
 
 /// Fills in the tasks when none are named, and checks that this node's engine can settle all of them.

@@ -120,15 +120,19 @@ impl Service for Organic {
         status::model_cards(self.jobs(), &self.0.core.lock())
     }
 
+    fn work(&self, task: &Task) -> Result<f64, ServiceError> {
+        if self.jobs().spec(task.model()).is_none() {
+            return Err(ServiceError::UnknownModel(task.model().to_owned()));
+        }
+        self.jobs().work(task).map_err(|error| ServiceError::Invalid(error.to_string()))
+    }
+
     async fn run(&self, task: Task, progress: mpsc::Sender<Progress>) -> Result<Served, ServiceError> {
         let begun = Instant::now();
         if self.0.shutdown.is_cancelled() {
             return Err(ServiceError::Closing);
         }
-        if self.jobs().spec(task.model()).is_none() {
-            return Err(ServiceError::UnknownModel(task.model().to_owned()));
-        }
-        self.jobs().work(&task).map_err(|error| ServiceError::Invalid(error.to_string()))?;
+        self.work(&task)?;
         let task = Arc::new(task);
         let body = Bytes::from(task.to_bytes());
         let time = Duration::from_millis(self.0.settings.total_ms.into());

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     clock::unix_ms,
-    gateway::{Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Status, TextToImageLimits},
+    gateway::{ChainStatus, MinerStatus, ModelCard, PeriodStatus, Status},
     jobs::{self, Jobs},
 };
 
@@ -196,37 +196,17 @@ fn miner_status(
 /// The models of this validator's tasks, as clients see them.
 pub(super) fn model_cards(jobs: &Jobs, core: &Core) -> Vec<ModelCard> {
     let card = |spec: &ModelSpec| {
-        let serves = |task: &TaskKind| spec.serves(jobs::model_task(*task));
         let serving = |(_, miner): &(&Hotkey, &Miner)| {
             miner.capabilities().iter().any(|capability| capability.model == spec.id.as_str())
         };
         ModelCard {
-            id: spec.id.to_string(),
-            description: jobs::description(spec),
-            license: spec.licence.clone(),
-            created: 0,
-            tasks: TaskKind::ALL.into_iter().filter(serves).collect(),
-            text_to_image: text_to_image_limits(spec),
             embedding_dimensions: jobs.embedding_dimensions(spec.id.as_str()).map(|d| d as u32),
             miners: core.miners().iter().filter(serving).count() as u32,
+            ..jobs::card(spec)
         }
     };
     let wanted = |spec: &&ModelSpec| core.settings().tasks.iter().any(|t| t.model == spec.id.as_str());
     jobs.engine().models().iter().filter(wanted).map(card).collect()
-}
-
-fn text_to_image_limits(spec: &ModelSpec) -> Option<TextToImageLimits> {
-    let limits = spec.pictures.as_ref()?;
-    let (size, steps, guidance) = (limits.size, limits.steps, limits.guidance);
-    let edge = Allowed { min: size.min, max: size.max, step: size.multiple_of, default: size.default };
-    let (min, max, default) = (steps.min as u32, steps.max as u32, steps.default as u32);
-    Some(TextToImageLimits {
-        width: edge,
-        height: edge,
-        steps: Allowed { min, max, step: 1, default },
-        guidance: Allowed { min: guidance.min, max: guidance.max, step: 0.0, default: guidance.default },
-        prompt_bytes: argus_models::engine::MAX_TEXT_BYTES as u32,
-    })
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@
 //! passes and half the steps do not.
 
 use argus_models::{RgbPicture, features::cosine_similarity, nsfw::NSFW_THRESHOLD};
-use argus_protocols::{Features, ImageHashes};
+use argus_protocols::{Features, ImageHashes, NsfwScores};
 
 /// What is known of one answer.
 #[derive(Clone, Debug)]
@@ -40,13 +40,13 @@ pub enum Evidence {
     Withheld(Features),
     /// Made by [`Evidence::embeddings`].
     Embeddings(Vec<Vec<f32>>),
+    /// Probabilities of the classes of each picture that was asked about.
+    Classes(Vec<NsfwScores>),
 }
 
 /// Why claimed features or embeddings are no evidence.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EvidenceError {
-    #[error("{found} embeddings came for {expected} pictures")]
-    Count { expected: usize, found: usize },
     #[error("an embedding has {found} dimensions instead of {expected}")]
     Dimensions { expected: usize, found: usize },
     #[error("an embedding is not of unit length")]
@@ -64,11 +64,8 @@ impl Evidence {
         Ok(Evidence::Withheld(features))
     }
 
-    /// `pictures`: how many were asked for.
-    pub fn embeddings(all: Vec<Vec<f32>>, pictures: usize, dimensions: usize) -> Result<Self, EvidenceError> {
-        if all.len() != pictures {
-            return Err(EvidenceError::Count { expected: pictures, found: all.len() });
-        }
+    /// As many as pictures, which the protocol's [`Answer::answers`](argus_protocols::Answer::answers) sees to.
+    pub fn embeddings(all: Vec<Vec<f32>>, dimensions: usize) -> Result<Self, EvidenceError> {
         for embedding in &all {
             check_embedding(embedding, dimensions)?;
         }
@@ -83,7 +80,7 @@ impl Evidence {
     fn features(&self) -> Option<&Features> {
         match self {
             Evidence::Picture { features, .. } | Evidence::Withheld(features) => Some(features),
-            Evidence::Embeddings(_) => None,
+            Evidence::Embeddings(_) | Evidence::Classes(_) => None,
         }
     }
 }
@@ -112,6 +109,8 @@ pub struct Thresholds {
     pub colour_bits: u32,
     /// 1 − cosine of two embeddings of the same picture.
     pub embedding_distance: f32,
+    /// How far a class of the same picture may lie apart, as a probability.
+    pub class_distance: f32,
     /// How far the verdicts "NSFW" of two honest devices may lie apart, as a probability.
     pub nsfw_margin: f32,
 }
@@ -124,6 +123,7 @@ impl Default for Thresholds {
             hash_bits: 8,
             colour_bits: 3,
             embedding_distance: 0.001,
+            class_distance: 0.02,
             nsfw_margin: 0.05,
         }
     }
@@ -138,6 +138,7 @@ impl Thresholds {
             hash_bits: 1,
             colour_bits: 1,
             embedding_distance: 1e-5,
+            class_distance: 1e-4,
             nsfw_margin: 1e-3,
         }
     }
@@ -150,6 +151,7 @@ impl Thresholds {
             ("hash_bits", self.hash_bits as f32),
             ("colour_bits", self.colour_bits as f32),
             ("embedding_distance", self.embedding_distance),
+            ("class_distance", self.class_distance),
             ("nsfw_margin", self.nsfw_margin),
         ];
         match positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
@@ -186,6 +188,9 @@ pub fn compare(a: &Evidence, b: &Evidence, thresholds: &Thresholds) -> Compariso
     if let (Evidence::Embeddings(a), Evidence::Embeddings(b)) = (a, b) {
         return compare_embeddings(a, b, thresholds);
     }
+    if let (Evidence::Classes(a), Evidence::Classes(b)) = (a, b) {
+        return compare_classes(a, b, thresholds);
+    }
     let (Some(left), Some(right)) = (a.features(), b.features()) else {
         return Comparison::UNRELATED;
     };
@@ -209,6 +214,16 @@ fn compare_embeddings(a: &[Vec<f32>], b: &[Vec<f32>], thresholds: &Thresholds) -
     }
     let farthest = a.iter().zip(b).map(|(a, b)| cosine_distance(a, b)).fold(0.0, worse);
     Comparison::from_ratio(farthest / thresholds.embedding_distance)
+}
+
+fn compare_classes(a: &[NsfwScores], b: &[NsfwScores], thresholds: &Thresholds) -> Comparison {
+    if a.is_empty() || a.len() != b.len() {
+        return Comparison::UNRELATED;
+    }
+    let classes = |s: &NsfwScores| [s.drawing, s.hentai, s.neutral, s.porn, s.sexy];
+    let (a, b) = (a.iter().flat_map(classes), b.iter().flat_map(classes));
+    let farthest = a.zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, worse);
+    Comparison::from_ratio(farthest / thresholds.class_distance)
 }
 
 /// The larger of the two; NaN stays NaN, where `f32::max` would drop it.
@@ -244,7 +259,6 @@ fn hash_ratio(a: &ImageHashes, b: &ImageHashes, thresholds: &Thresholds) -> f32 
 
 #[cfg(test)]
 mod tests {
-    use argus_protocols::NsfwScores;
     use proptest::prelude::*;
 
     use super::*;
@@ -315,11 +329,28 @@ mod tests {
         assert!(withheld(|f| f.clip[0] = f32::NAN).is_err());
         assert!(withheld(|f| f.clip[0] = f32::INFINITY).is_err());
         let embedding = || vec![0.5; DIMENSIONS];
-        assert!(Evidence::embeddings(vec![embedding()], 1, DIMENSIONS).is_ok());
-        assert!(Evidence::embeddings(vec![embedding()], 2, DIMENSIONS).is_err());
-        assert!(Evidence::embeddings(Vec::new(), 1, DIMENSIONS).is_err());
-        assert!(Evidence::embeddings(vec![vec![1.0]], 1, DIMENSIONS).is_err());
+        assert!(Evidence::embeddings(vec![embedding()], DIMENSIONS).is_ok());
+        assert!(Evidence::embeddings(vec![vec![1.0]], DIMENSIONS).is_err());
         assert!(!device(&Evidence::Embeddings(Vec::new()), &Evidence::Embeddings(Vec::new())).same);
+    }
+
+    #[test]
+    fn classes_are_compared_one_by_one() {
+        let shown = |explicit: &[f32]| {
+            Evidence::Classes(explicit.iter().map(|explicit| features(*explicit).nsfw).collect())
+        };
+        assert_eq!(
+            device(&shown(&[0.5, 0.1]), &shown(&[0.5, 0.1])),
+            Comparison { same: true, similarity: 1.0 }
+        );
+        assert!(device(&shown(&[0.5, 0.1]), &shown(&[0.51, 0.1])).same);
+        assert!(!compare(&shown(&[0.5]), &shown(&[0.51]), &Thresholds::exact()).same);
+        let wrong = device(&shown(&[0.5, 0.1]), &shown(&[0.5, 0.9]));
+        assert!(!wrong.same && wrong.similarity < 0.01, "{wrong:?}");
+        for other in [shown(&[]), shown(&[0.5, 0.1]), shown(&[f32::NAN]), picture(0, 0.0)] {
+            assert!(!device(&shown(&[0.5]), &other).same);
+        }
+        assert!(!device(&shown(&[]), &shown(&[])).same);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use argus_models::{
 use argus_protocols::{
     Answer, Capability, HotkeyPair, Multiaddr, Reason, Record, Role, SignedRecord, Task, TaskKind,
     query::Deadlines,
-    task::TextToImage,
+    task::{Generation, Start},
 };
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
@@ -200,7 +200,7 @@ impl Drop for Network {
 }
 
 fn apple(steps: u32) -> Task {
-    Task::TextToImage(TextToImage {
+    Task::Generation(Generation {
         model: "argus-tiny".into(),
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
@@ -209,6 +209,8 @@ fn apple(steps: u32) -> Task {
         steps,
         guidance: 4.0,
         seed: 7,
+        start: Start::Noise,
+        controls: Vec::new(),
     })
 }
 
@@ -255,8 +257,8 @@ async fn a_validator_is_served_as_soon_as_it_has_its_permit() {
 }
 
 fn with_model(task: Task, model: &str) -> Task {
-    let Task::TextToImage(task) = task else { unreachable!("apples are pictures") };
-    Task::TextToImage(TextToImage { model: model.into(), ..task })
+    let Task::Generation(task) = task else { unreachable!("apples are pictures") };
+    Task::Generation(Generation { model: model.into(), ..task })
 }
 
 #[tokio::test(flavor = "multi_thread")]

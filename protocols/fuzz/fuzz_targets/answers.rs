@@ -13,8 +13,12 @@ fuzz_target!(|data: &[u8]| {
         Answer::Picture(picture) => assert!(!picture.is_empty()),
         Answer::Nsfw(features) => assert!(features.clip.iter().all(|x| x.abs() <= 1.01)),
         Answer::Embeddings(all) => {
-            assert!((1..=limits::EMBEDDING_PICTURES).contains(&all.len()));
+            assert!((1..=limits::PICTURES).contains(&all.len()));
             assert!(all.iter().flatten().all(|x| x.is_finite()));
+        }
+        Answer::Classes(all) => {
+            assert!((1..=limits::PICTURES).contains(&all.len()));
+            assert!(all.iter().all(|scores| (0.0..=1.0).contains(&scores.porn)));
         }
     }
     let _ = format!("{answer:?}");

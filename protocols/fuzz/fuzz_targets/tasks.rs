@@ -10,10 +10,18 @@ fuzz_target!(|data: &[u8]| {
     };
     assert_eq!(task.to_bytes(), data);
     assert!((1..=limits::MODEL_ID).contains(&task.model().len()));
-    if let Task::TextToImage(task) = &task {
-        assert!(task.guidance.is_finite() && task.guidance >= 0.0);
-        // What a miner will work out before it makes room.
-        assert!(task.width.checked_mul(task.height).and_then(|p| p.checked_mul(4)).is_some());
+    match &task {
+        Task::Generation(asked) => {
+            assert!(asked.guidance.is_finite() && asked.guidance >= 0.0);
+            // What a miner will work out before it makes room.
+            assert!(u64::from(asked.width) * u64::from(asked.height) <= limits::ANSWER_PIXELS);
+            assert!(asked.controls.len() <= limits::CONTROLS);
+            assert!(asked.parts().any(|part| part == task.kind()));
+        }
+        Task::Upscale(asked) => assert!(limits::UPSCALE_FACTORS.contains(&asked.factor)),
+        Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) => {
+            assert!((1..=limits::PICTURES).contains(&asked.pictures.len()));
+        }
     }
     let _ = format!("{task:?}");
 });

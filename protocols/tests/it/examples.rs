@@ -2,8 +2,9 @@
 
 use argus_protocols::{
     Answer, Capability, Features, HotkeyPair, ImageHashes, Multiaddr, NsfwScores, Open, PeerId, QueryId,
-    Receipt, Record, ResultHeader, Role, Task, TaskKind, query::Deadlines, task::ImageEmbedding,
-    task::TextToImage,
+    Receipt, Record, ResultHeader, Role, Task, TaskKind,
+    query::Deadlines,
+    task::{Control, ControlKind, Generation, Pads, Pictures, Start, Upscale},
 };
 use libp2p_identity::Keypair;
 
@@ -51,7 +52,12 @@ pub fn record() -> Record {
 }
 
 pub fn text_to_image() -> Task {
-    Task::TextToImage(TextToImage {
+    generation(Start::Noise, Vec::new())
+}
+
+/// The request of [`text_to_image`] with something to begin from and to steer by.
+pub fn generation(start: Start, controls: Vec<Control>) -> Task {
+    Task::Generation(Generation {
         model: "tiny-sd".into(),
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
@@ -60,18 +66,66 @@ pub fn text_to_image() -> Task {
         steps: 20,
         guidance: 7.5,
         seed: 0x0123_4567_89ab_cdef,
+        start,
+        controls,
     })
+}
+
+/// The first bytes of a PNG and of a JPEG file.
+pub const PNG: [u8; 4] = [0x89, b'P', b'N', b'G'];
+pub const JPEG: [u8; 3] = [0xff, 0xd8, 0xff];
+
+pub fn image_to_image() -> Task {
+    generation(Start::Picture { picture: PNG.into(), strength: 0.5 }, Vec::new())
+}
+
+pub fn inpaint() -> Task {
+    generation(Start::Inpaint { picture: PNG.into(), mask: JPEG.into(), strength: 1.0 }, Vec::new())
+}
+
+pub fn uncrop() -> Task {
+    let pads = Pads { left: 8, right: 0, top: 16, bottom: 0 };
+    generation(Start::Uncrop { picture: PNG.into(), pads }, Vec::new())
+}
+
+pub fn scribble_and_depth() -> Task {
+    let control = |kind, is_prepared, scale| Control { kind, picture: PNG.into(), is_prepared, scale };
+    let controls = vec![control(ControlKind::Scribble, true, 1.0), control(ControlKind::Depth, false, 0.5)];
+    generation(Start::Noise, controls)
+}
+
+pub fn upscale() -> Task {
+    Task::Upscale(Upscale { model: "tiny-x2".into(), picture: PNG.into(), factor: 2 })
 }
 
 pub fn image_embedding() -> Task {
-    Task::ImageEmbedding(ImageEmbedding {
-        model: "tiny-sd".into(),
-        pictures: vec![vec![0x89, b'P', b'N', b'G'], vec![0xff, 0xd8, 0xff]],
-    })
+    Task::ImageEmbedding(pictures())
+}
+
+pub fn nsfw_classification() -> Task {
+    Task::NsfwClassification(pictures())
+}
+
+fn pictures() -> Pictures {
+    Pictures { model: "tiny-sd".into(), pictures: vec![PNG.into(), JPEG.into()] }
+}
+
+/// One task of each shape, by its name in SPEC.md.
+pub fn tasks() -> [(&'static str, Task); 8] {
+    [
+        ("text_to_image", text_to_image()),
+        ("image_to_image", image_to_image()),
+        ("inpaint", inpaint()),
+        ("uncrop", uncrop()),
+        ("scribble_and_depth", scribble_and_depth()),
+        ("upscale", upscale()),
+        ("image_embedding", image_embedding()),
+        ("nsfw_classification", nsfw_classification()),
+    ]
 }
 
 pub fn picture() -> Answer {
-    Answer::Picture(vec![0x89, b'P', b'N', b'G'])
+    Answer::Picture(PNG.into())
 }
 
 pub fn nsfw() -> Answer {
@@ -89,6 +143,16 @@ pub fn nsfw() -> Answer {
 
 pub fn embeddings() -> Answer {
     Answer::Embeddings(vec![vec![1.0, 0.0], vec![-0.5, 0.25]])
+}
+
+pub fn classes() -> Answer {
+    let scores = NsfwScores { drawing: 0.5, hentai: 0.0, neutral: 0.25, porn: 0.0, sexy: 0.25 };
+    Answer::Classes(vec![scores; 2])
+}
+
+/// One answer of each shape, by its name in SPEC.md.
+pub fn answers() -> [(&'static str, Answer); 4] {
+    [("picture", picture()), ("nsfw", nsfw()), ("embeddings", embeddings()), ("classes", classes())]
 }
 
 pub fn open() -> Open {

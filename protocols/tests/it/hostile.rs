@@ -1,12 +1,13 @@
 //! What peers may send and what becomes of it.
 
 use argus_protocols::{
-    Answer, CodecError, Hotkey, Open, RecordError, Rejection, ResultHeader, SignedOpen, SignedReceipt,
-    SignedRecord, Task,
+    Answer, CodecError, Hotkey, NsfwScores, Open, RecordError, Rejection, ResultHeader, SignedOpen,
+    SignedReceipt, SignedRecord, Task,
     codec::{self, FrameKind},
     limits,
     query::{Accepted, BodyError, OpenError, Progress},
     receipt::ReceiptError,
+    task::{Generation, Pads, Pictures, Start, Upscale},
 };
 
 use crate::examples::*;
@@ -273,13 +274,17 @@ fn malformed(result: Result<impl std::fmt::Debug, CodecError>) {
     assert_eq!(result.unwrap_err().reason(), "malformed");
 }
 
+/// The task of an example, changed, is refused.
+fn refused(task: Task, change: impl FnOnce(&mut Generation)) {
+    let Task::Generation(mut task) = task else { unreachable!() };
+    change(&mut task);
+    malformed(Task::from_bytes(&Task::Generation(task).to_bytes()));
+}
+
 #[test]
-fn tasks_have_possible_numbers() {
-    let Task::TextToImage(good) = text_to_image() else { unreachable!() };
+fn generations_have_possible_numbers() {
     for guidance in [f32::NAN, f32::INFINITY, -1.0, -0.0, limits::GUIDANCE + 1.0] {
-        let mut task = good.clone();
-        task.guidance = guidance;
-        malformed(Task::from_bytes(&Task::TextToImage(task).to_bytes()));
+        refused(text_to_image(), |task| task.guidance = guidance);
     }
     for (width, height, steps) in [
         (0, 64, 20),
@@ -287,28 +292,98 @@ fn tasks_have_possible_numbers() {
         (64, 64, 0),
         (u32::MAX, u32::MAX, 20),
         (limits::SIDE + 1, 64, 20),
+        (limits::SIDE, limits::SIDE, 20),
         (64, 64, limits::STEPS + 1),
     ] {
-        let mut task = good.clone();
-        (task.width, task.height, task.steps) = (width, height, steps);
-        malformed(Task::from_bytes(&Task::TextToImage(task).to_bytes()));
+        refused(text_to_image(), |task| (task.width, task.height, task.steps) = (width, height, steps));
     }
-    let mut task = good.clone();
+    let Task::Generation(mut task) = text_to_image() else { unreachable!() };
     task.prompt = "ä".repeat(limits::PROMPT / 2);
-    assert!(Task::from_bytes(&Task::TextToImage(task.clone()).to_bytes()).is_ok());
+    assert!(Task::from_bytes(&Task::Generation(task.clone()).to_bytes()).is_ok());
     task.prompt.push('a');
-    let over = Task::from_bytes(&Task::TextToImage(task).to_bytes()).unwrap_err();
+    let over = Task::from_bytes(&Task::Generation(task).to_bytes()).unwrap_err();
     assert_eq!(over.to_string(), "prompt: 4097 is over the limit of 4096", "names the field");
+}
+
+#[test]
+fn starts_have_possible_numbers() {
+    for strength in [f32::NAN, 0.0, -0.0, -0.5, 1.1, f32::INFINITY] {
+        let begun = Start::Picture { picture: PNG.into(), strength };
+        refused(image_to_image(), |task| task.start = begun);
+        let begun = Start::Inpaint { picture: PNG.into(), mask: PNG.into(), strength };
+        refused(inpaint(), |task| task.start = begun);
+    }
+    for empty in [
+        Start::Picture { picture: vec![], strength: 0.5 },
+        Start::Inpaint { picture: vec![], mask: PNG.into(), strength: 0.5 },
+        Start::Inpaint { picture: PNG.into(), mask: vec![], strength: 0.5 },
+        Start::Uncrop { picture: vec![], pads: Pads { left: 1, ..Pads::default() } },
+    ] {
+        refused(text_to_image(), |task| task.start = empty);
+    }
+    for pads in [
+        Pads::default(),
+        Pads { left: 64, ..Pads::default() },
+        Pads { left: 32, right: 32, ..Pads::default() },
+        Pads { top: u32::MAX, bottom: u32::MAX, ..Pads::default() },
+    ] {
+        refused(uncrop(), |task| task.start = Start::Uncrop { picture: PNG.into(), pads });
+    }
+}
+
+#[test]
+fn controls_have_possible_numbers() {
+    for scale in [f32::NAN, 0.0, -1.0, limits::CONTROL_SCALE + 0.1] {
+        refused(scribble_and_depth(), |task| task.controls[1].scale = scale);
+    }
+    refused(scribble_and_depth(), |task| task.controls[0].picture.clear());
+    let Task::Generation(mut task) = scribble_and_depth() else { unreachable!() };
+    task.controls = vec![task.controls[0].clone(); limits::CONTROLS + 1];
+    let over = Task::from_bytes(&Task::Generation(task).to_bytes()).unwrap_err();
+    assert_eq!(over.reason(), "limits");
+}
+
+#[test]
+fn a_task_is_named_by_what_is_in_it() {
+    use argus_protocols::TaskKind as K;
+    let kinds = tasks().map(|(_, task)| task.kind());
+    let expected = [
+        K::TextToImage,
+        K::ImageToImage,
+        K::Inpaint,
+        K::Uncrop,
+        K::Scribble,
+        K::Upscale,
+        K::ImageEmbedding,
+        K::NsfwClassification,
+    ];
+    assert_eq!(kinds, expected);
+    let Task::Generation(mut task) = scribble_and_depth() else { unreachable!() };
+    assert_eq!(task.parts().collect::<Vec<_>>(), [K::Scribble, K::Depth]);
+    task.start = Start::Picture { picture: PNG.into(), strength: 0.5 };
+    assert_eq!(task.parts().collect::<Vec<_>>(), [K::Scribble, K::Depth, K::ImageToImage]);
+    for kind in K::ALL {
+        assert_eq!(K::from_code(kind.code()), Some(kind));
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.label());
+    }
+}
+
+#[test]
+fn requests_about_pictures_have_pictures() {
     let Task::ImageEmbedding(good) = image_embedding() else { unreachable!() };
     for pictures in [vec![], vec![vec![]]] {
-        let mut task = good.clone();
-        task.pictures = pictures;
-        malformed(Task::from_bytes(&Task::ImageEmbedding(task).to_bytes()));
+        let asked = Pictures { pictures, ..good.clone() };
+        malformed(Task::from_bytes(&Task::ImageEmbedding(asked.clone()).to_bytes()));
+        malformed(Task::from_bytes(&Task::NsfwClassification(asked).to_bytes()));
     }
-    let mut task = good.clone();
-    task.pictures = vec![vec![1]; limits::EMBEDDING_PICTURES + 1];
-    let over = Task::from_bytes(&Task::ImageEmbedding(task).to_bytes()).unwrap_err();
+    let many = Pictures { pictures: vec![vec![1]; limits::PICTURES + 1], ..good };
+    let over = Task::from_bytes(&Task::ImageEmbedding(many).to_bytes()).unwrap_err();
     assert_eq!(over.reason(), "limits");
+    let Task::Upscale(good) = upscale() else { unreachable!() };
+    for factor in [0, 1, 3, 8, u32::MAX] {
+        malformed(Task::from_bytes(&Task::Upscale(Upscale { factor, ..good.clone() }).to_bytes()));
+    }
+    malformed(Task::from_bytes(&Task::Upscale(Upscale { picture: vec![], ..good }).to_bytes()));
 }
 
 #[test]
@@ -337,11 +412,13 @@ fn answers_have_possible_numbers() {
         Answer::Embeddings(vec![vec![]]),
         Answer::Embeddings(vec![vec![1.0], vec![1.0, 2.0]]),
         Answer::Embeddings(vec![vec![f32::NEG_INFINITY]]),
+        Answer::Classes(vec![]),
+        Answer::Classes(vec![NsfwScores { drawing: 0.9, hentai: 0.9, neutral: 0.0, porn: 0.0, sexy: 0.0 }]),
     ] {
         malformed(Answer::from_bytes(&answer.to_bytes()));
     }
     for answer in [
-        Answer::Embeddings(vec![vec![1.0]; limits::EMBEDDING_PICTURES + 1]),
+        Answer::Embeddings(vec![vec![1.0]; limits::PICTURES + 1]),
         Answer::Embeddings(vec![vec![1.0; limits::EMBEDDING_DIMENSIONS + 1]]),
         Answer::Picture(vec![0; limits::BODY]),
     ] {
@@ -352,11 +429,16 @@ fn answers_have_possible_numbers() {
 
 #[test]
 fn an_answer_is_of_the_kind_that_was_asked() {
-    assert!(picture().answers(&text_to_image()));
-    assert!(nsfw().answers(&text_to_image()));
-    assert!(embeddings().answers(&image_embedding()));
-    assert!(!embeddings().answers(&text_to_image()));
-    assert!(!nsfw().answers(&image_embedding()));
+    for (name, task) in tasks() {
+        let fitting: Vec<&str> =
+            answers().into_iter().filter(|(_, answer)| answer.answers(&task)).map(|(name, _)| name).collect();
+        let expected: &[&str] = match name {
+            "image_embedding" => &["embeddings"],
+            "nsfw_classification" => &["classes"],
+            _ => &["picture", "nsfw"],
+        };
+        assert_eq!(fitting, expected, "{name}");
+    }
     assert!(!Answer::Embeddings(vec![vec![1.0]]).answers(&image_embedding()));
 }
 
@@ -470,10 +552,14 @@ fn rejections_are_five_bytes_and_nothing_else() {
 
 #[test]
 fn prompts_and_pictures_are_not_in_debug_output() {
-    let Task::TextToImage(mut task) = text_to_image() else { unreachable!() };
-    task.negative_prompt = "secret too".into();
-    let shown = format!("{:?}", Task::TextToImage(task));
-    assert!(!shown.contains("apple") && !shown.contains("secret"));
-    assert!(!format!("{:?}", image_embedding()).contains("137"));
+    for (name, mut task) in tasks() {
+        if let Task::Generation(task) = &mut task {
+            task.negative_prompt = "secret too".into();
+        }
+        let shown = format!("{task:?}");
+        for hidden in ["apple", "secret", "137", "255"] {
+            assert!(!shown.contains(hidden), "{name}: {shown}");
+        }
+    }
     assert!(!format!("{:?}", picture()).contains("137"));
 }

@@ -11,7 +11,7 @@ use argus_protocols::{
     Receipt, Record, Rejection, ResultHeader, Role, SignedOpen, SignedReceipt, SignedRecord, Task, codec,
     limits,
     query::{Accepted, Deadlines, Progress},
-    task::{ImageEmbedding, TextToImage},
+    task::{Control, ControlKind, Generation, Pads, Pictures, Start, Upscale},
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseResult};
 
@@ -96,20 +96,18 @@ fn valid_encodings() -> Vec<Vec<u8>> {
     let record = SignedRecord::sign(&examples::record(), &examples::miner()).unwrap();
     let open = SignedOpen::sign(&examples::open(), &examples::validator());
     let receipt = SignedReceipt::sign(&examples::receipt(), &examples::miner());
-    vec![
+    let mut encodings = vec![
         record.record.clone(),
         record.to_bytes(),
         open.open.clone(),
         open.to_bytes(),
         receipt.receipt.clone(),
         receipt.to_bytes(),
-        examples::text_to_image().to_bytes(),
-        examples::image_embedding().to_bytes(),
-        examples::picture().to_bytes(),
-        examples::nsfw().to_bytes(),
-        examples::embeddings().to_bytes(),
         codec::encode(&examples::result_header()),
-    ]
+    ];
+    encodings.extend(examples::tasks().map(|(_, task)| task.to_bytes()));
+    encodings.extend(examples::answers().map(|(_, answer)| answer.to_bytes()));
+    encodings
 }
 
 #[test]
@@ -172,34 +170,89 @@ fn number() -> impl Strategy<Value = f32> {
     any::<f32>().prop_filter("finite", |x| x.is_finite())
 }
 
-fn task() -> impl Strategy<Value = Task> {
+fn file() -> impl Strategy<Value = Vec<u8>> {
+    vec(any::<u8>(), 1..300)
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    let strength = || f32::MIN_POSITIVE..=1.0;
+    // The sizes of `generation` leave room for these.
+    let pads = (1..=7_u32, 0..=8_u32, 0..=7_u32, 0..=8_u32);
+    prop_oneof![
+        Just(Start::Noise),
+        (file(), strength()).prop_map(|(picture, strength)| Start::Picture { picture, strength }),
+        (file(), file(), strength()).prop_map(|(picture, mask, strength)| Start::Inpaint {
+            picture,
+            mask,
+            strength
+        }),
+        (file(), pads).prop_map(|(picture, (left, right, top, bottom))| Start::Uncrop {
+            picture,
+            pads: Pads { left, right, top, bottom }
+        }),
+    ]
+}
+
+fn control() -> impl Strategy<Value = Control> {
+    let kind = prop_oneof![Just(ControlKind::Scribble), Just(ControlKind::Canny), Just(ControlKind::Depth)];
+    (kind, file(), any::<bool>(), f32::MIN_POSITIVE..=limits::CONTROL_SCALE)
+        .prop_map(|(kind, picture, is_prepared, scale)| Control { kind, picture, is_prepared, scale })
+}
+
+fn generation() -> impl Strategy<Value = Generation> {
     let text = || "\\PC{0,200}";
-    let pictures = vec(vec(any::<u8>(), 1..300), 1..=limits::EMBEDDING_PICTURES);
-    let text_to_image = (
-        model(),
-        text(),
-        text(),
-        1..=limits::SIDE,
-        1..=limits::SIDE,
+    (
+        (model(), text(), text()),
+        (16..=limits::SIDE).prop_flat_map(|width| {
+            let highest = (limits::ANSWER_PIXELS / u64::from(width)).min(limits::SIDE.into()) as u32;
+            (Just(width), 16..=highest)
+        }),
         1..=limits::STEPS,
         0.0..=limits::GUIDANCE,
         any::<u64>(),
+        start(),
+        vec(control(), 0..=limits::CONTROLS),
     )
-        .prop_map(|(model, prompt, negative_prompt, width, height, steps, guidance, seed)| {
-            Task::TextToImage(TextToImage {
-                model,
-                prompt,
-                negative_prompt,
-                width,
-                height,
-                steps,
-                guidance,
-                seed,
-            })
-        });
-    let embedding = (model(), pictures)
-        .prop_map(|(model, pictures)| Task::ImageEmbedding(ImageEmbedding { model, pictures }));
-    prop_oneof![text_to_image, embedding]
+        .prop_map(
+            |((model, prompt, negative_prompt), (width, height), steps, guidance, seed, start, controls)| {
+                Generation {
+                    model,
+                    prompt,
+                    negative_prompt,
+                    width,
+                    height,
+                    steps,
+                    guidance,
+                    seed,
+                    start,
+                    controls,
+                }
+            },
+        )
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    let pictures = || {
+        (model(), vec(file(), 1..=limits::PICTURES))
+            .prop_map(|(model, pictures)| Pictures { model, pictures })
+    };
+    let upscale = (model(), file(), 0..limits::UPSCALE_FACTORS.len()).prop_map(|(model, picture, factor)| {
+        Task::Upscale(Upscale { model, picture, factor: limits::UPSCALE_FACTORS[factor] })
+    });
+    prop_oneof![
+        generation().prop_map(Task::Generation),
+        pictures().prop_map(Task::ImageEmbedding),
+        pictures().prop_map(Task::NsfwClassification),
+        upscale,
+    ]
+}
+
+fn scores() -> impl Strategy<Value = NsfwScores> {
+    [0.01_f32..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0].prop_map(|s| {
+        let sum: f32 = s.iter().sum();
+        let [drawing, hentai, neutral, porn, sexy] = s.map(|x| x / sum);
+        NsfwScores { drawing, hentai, neutral, porn, sexy }
+    })
 }
 
 fn features() -> impl Strategy<Value = Features> {
@@ -209,12 +262,7 @@ fn features() -> impl Strategy<Value = Features> {
             let length = v.iter().map(|x| x * x).sum::<f32>().sqrt();
             v.into_iter().map(|x| x / length).collect::<Vec<f32>>()
         });
-    let scores = [0.01_f32..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0, 0.0..1.0].prop_map(|s| {
-        let sum: f32 = s.iter().sum();
-        let [drawing, hentai, neutral, porn, sexy] = s.map(|x| x / sum);
-        NsfwScores { drawing, hentai, neutral, porn, sexy }
-    });
-    (any::<[u64; 3]>(), 0..1_u64 << 42, unit, scores).prop_map(|(h, colour, clip, nsfw)| Features {
+    (any::<[u64; 3]>(), 0..1_u64 << 42, unit, scores()).prop_map(|(h, colour, clip, nsfw)| Features {
         hashes: ImageHashes { average: h[0], perceptual: h[1], difference: h[2], colour },
         clip,
         nsfw,
@@ -222,12 +270,13 @@ fn features() -> impl Strategy<Value = Features> {
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
-    let embeddings = (1..=limits::EMBEDDING_PICTURES, 1..100_usize)
+    let embeddings = (1..=limits::PICTURES, 1..100_usize)
         .prop_flat_map(|(n, dimensions)| vec(vec(number(), dimensions), n));
     prop_oneof![
         vec(any::<u8>(), 1..2000).prop_map(Answer::Picture),
         features().prop_map(Answer::Nsfw),
         embeddings.prop_map(Answer::Embeddings),
+        vec(scores(), 1..=limits::PICTURES).prop_map(Answer::Classes),
     ]
 }
 

@@ -168,11 +168,20 @@ fn payload(kind: FrameKind, frame: &[u8]) -> &[u8] {
 }
 
 fn bodies(checked: &mut Checked) {
-    checked.is("task.text_to_image", text_to_image().to_bytes());
-    checked.is("task.image_embedding", image_embedding().to_bytes());
-    checked.is("answer.picture", picture().to_bytes());
-    checked.is("answer.nsfw", nsfw().to_bytes());
-    checked.is("answer.embeddings", embeddings().to_bytes());
+    for (name, task) in tasks() {
+        checked.is(&format!("task.{name}"), task.to_bytes());
+    }
+    for (name, answer) in answers() {
+        checked.is(&format!("answer.{name}"), answer.to_bytes());
+    }
+}
+
+#[test]
+fn the_specification_lists_every_task() {
+    for kind in argus_protocols::TaskKind::ALL {
+        let row = format!("| {} | {kind} |", kind.code());
+        assert!(SPEC.contains(&row), "SPEC.md should have a row that begins {row}");
+    }
 }
 
 #[test]
@@ -194,7 +203,10 @@ fn the_limits_of_the_specification_are_those_of_the_code() {
         ("SIDE", u64::from(l::SIDE)),
         ("STEPS", u64::from(l::STEPS)),
         ("GUIDANCE", l::GUIDANCE as u64),
-        ("EMBEDDING_PICTURES", l::EMBEDDING_PICTURES as u64),
+        ("ANSWER_PIXELS", l::ANSWER_PIXELS),
+        ("CONTROLS", l::CONTROLS as u64),
+        ("CONTROL_SCALE", l::CONTROL_SCALE as u64),
+        ("PICTURES", l::PICTURES as u64),
         ("EMBEDDING_DIMENSIONS", l::EMBEDDING_DIMENSIONS as u64),
         ("CLOCK_SKEW_MS", l::CLOCK_SKEW_MS),
         ("DEADLINE_MS", u64::from(l::DEADLINE_MS)),

@@ -10,12 +10,12 @@ use std::{
 };
 
 use argus::gateway::{
-    Allowed, ChainStatus, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service, ServiceError,
-    Status, TextToImageLimits,
+    Allowed, ChainStatus, GenerationLimits, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service,
+    ServiceError, Status,
 };
 use argus_protocols::{
     Answer, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Task, TaskKind,
-    task::{ImageEmbedding, TextToImage},
+    task::{Generation, Pictures},
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -73,28 +73,28 @@ impl Local {
     }
 
     /// The text-to-image tasks asked so far.
-    pub fn pictures(&self) -> Vec<TextToImage> {
+    pub fn pictures(&self) -> Vec<Generation> {
         let tasks = self.tasks.lock();
         let pictures = tasks.iter().filter_map(|task| match task {
-            Task::TextToImage(task) => Some(task.clone()),
-            Task::ImageEmbedding(_) => None,
+            Task::Generation(task) => Some(task.clone()),
+            _ => None,
         });
         pictures.collect()
     }
 
     /// The embedding tasks asked so far.
-    pub fn embeddings(&self) -> Vec<ImageEmbedding> {
+    pub fn embeddings(&self) -> Vec<Pictures> {
         let tasks = self.tasks.lock();
         let embeddings = tasks.iter().filter_map(|task| match task {
             Task::ImageEmbedding(task) => Some(task.clone()),
-            Task::TextToImage(_) => None,
+            _ => None,
         });
         embeddings.collect()
     }
 
     async fn picture(
         &self,
-        task: &TextToImage,
+        task: &Generation,
         progress: &mpsc::Sender<Progress>,
     ) -> Result<Answer, ServiceError> {
         let step = |step| {
@@ -134,7 +134,7 @@ fn features() -> Features {
 }
 
 /// A disc whose colour follows from the seed.
-fn png(task: &TextToImage) -> Vec<u8> {
+fn png(task: &Generation) -> Vec<u8> {
     let colour = [task.seed as u8, (task.seed >> 8) as u8, (task.seed >> 16) as u8];
     let centre = (f64::from(task.width) / 2.0, f64::from(task.height) / 2.0);
     let picture = image::RgbImage::from_fn(task.width, task.height, |x, y| {
@@ -158,14 +158,17 @@ impl Service for Local {
                 license: "MIT".into(),
                 created: 1_790_000_000,
                 tasks: vec![TaskKind::TextToImage],
-                text_to_image: Some(TextToImageLimits {
+                generation: Some(GenerationLimits {
                     width: size,
                     height: size,
                     steps: Allowed { min: 1, max: 50, step: 1, default: 4 },
                     guidance: Allowed { min: 1.0, max: 15.0, step: 0.0, default: 7.0 },
+                    strength: Allowed { min: 0.1, max: 1.0, step: 0.0, default: 0.6 },
                     prompt_bytes: 400,
                 }),
+                upscale: None,
                 embedding_dimensions: None,
+                work_units: 1.0,
                 miners,
             },
             ModelCard {
@@ -174,11 +177,22 @@ impl Service for Local {
                 license: "MIT".into(),
                 created: 1_790_000_000,
                 tasks: vec![TaskKind::ImageEmbedding],
-                text_to_image: None,
+                generation: None,
+                upscale: None,
                 embedding_dimensions: Some(3),
+                work_units: 0.2,
                 miners,
             },
         ]
+    }
+
+    fn work(&self, task: &Task) -> Result<f64, ServiceError> {
+        Ok(match task {
+            Task::Generation(_) | Task::Upscale(_) => 1.0,
+            Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) => {
+                0.2 * asked.pictures.len() as f64
+            }
+        })
     }
 
     async fn run(&self, task: Task, progress: mpsc::Sender<Progress>) -> Result<Served, ServiceError> {
@@ -188,9 +202,12 @@ impl Service for Local {
         self.peak.fetch_max(running, Ordering::SeqCst);
         let mut call = Call { local: self, ended: false };
         let answer = match &task {
-            Task::TextToImage(task) => self.picture(task, &progress).await,
+            Task::Generation(task) => self.picture(task, &progress).await,
             Task::ImageEmbedding(task) => {
                 Ok(Answer::Embeddings(task.pictures.iter().map(|p| mean(p)).collect()))
+            }
+            Task::Upscale(_) | Task::NsfwClassification(_) => {
+                Err(ServiceError::Invalid("not offered".into()))
             }
         };
         call.ended = true;

@@ -1,4 +1,4 @@
-//! Pictures to ask embeddings of: mixed from pictures that miners made before, so that nobody has seen them.
+//! Pictures to ask about: mixed from pictures that miners made before, so that nobody has seen them.
 
 use std::collections::VecDeque;
 
@@ -30,6 +30,11 @@ impl Gallery {
     pub fn draw(&self, rng: &mut impl Rng) -> RgbPicture {
         let (width, height) =
             (rng.random_range(SHORTEST_SIDE..=SIDE), rng.random_range(SHORTEST_SIDE..=SIDE));
+        self.draw_sized(width, height, rng)
+    }
+
+    /// [`Self::draw`] in a given size.
+    pub fn draw_sized(&self, width: u32, height: u32, rng: &mut impl Rng) -> RgbPicture {
         let below = self.layer(width, height, rng);
         let above = self.layer(width, height, rng);
         let share: u32 = rng.random_range(64..=192);
@@ -94,7 +99,7 @@ impl Shape {
             colour: rng.random(),
             x: rng.random_range(0..width),
             y: rng.random_range(0..height),
-            radius: rng.random_range(4..=width.min(height) / 3),
+            radius: rng.random_range(2..=(width.min(height) / 3).max(2)),
             round: rng.random(),
         }
     }
@@ -118,6 +123,8 @@ mod tests {
             let drawn = |seed| gallery.draw(&mut StdRng::seed_from_u64(seed));
             assert_eq!(drawn(1), drawn(1));
             assert_ne!(drawn(1), drawn(2));
+            let sized = gallery.draw_sized(1, 200, &mut StdRng::seed_from_u64(1));
+            assert_eq!((sized.width(), sized.height()), (1, 200));
             let sides = SHORTEST_SIDE..=SIDE;
             assert!(sides.contains(&drawn(1).width()) && sides.contains(&drawn(1).height()));
             gallery.add(&RgbPicture::from_fn(300, 200, |x, y| [x as u8, y as u8, round]));

@@ -5,16 +5,27 @@
 //! cancels its job at the next step; an NSFW picture becomes its features here, and nothing downstream can
 //! send it.
 
+mod pictures;
+#[cfg(test)]
+mod tests;
+mod translate;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use argus_models::{
-    Limits, ModelId, ModelSpec, RgbPicture, diffusion,
+    ModelSpec, RgbPicture,
     engine::{CancelToken, Engine, Job, JobError, JobErrorKind, JobEvent, Output, SubmitError},
     registry::ModelTask,
 };
-use argus_protocols::{Answer, Capability, Features, ImageHashes, NsfwScores, Task, TaskKind};
+use argus_protocols::{
+    Answer, Capability, Features, Task, TaskKind,
+    task::{Generation, Start},
+};
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
+
+pub use pictures::{answer_size, opens};
+pub use translate::{card, is_exact, model_task, tasks, upscale_factors};
 
 use crate::{
     miner::{Backend, BackendError, Step},
@@ -122,7 +133,7 @@ impl Jobs {
     /// What comparing looks at, computed here.
     pub async fn features(&self, picture: RgbPicture) -> Result<Features, BackendError> {
         match self.patiently(Job::Features { picture }).await? {
-            Output::Features(features) => Ok(protocol_features(&features)),
+            Output::Features(features) => Ok(translate::features(&features)),
             _ => Err(another_output()),
         }
     }
@@ -132,43 +143,69 @@ impl Jobs {
         let job = self.job(task.clone()).await?;
         Ok(match self.patiently(job).await? {
             Output::Picture { features, .. } if features.is_nsfw => {
-                Evidence::Withheld(protocol_features(&features))
+                Evidence::Withheld(translate::features(&features))
             }
             Output::Picture { picture, features, .. } => {
-                Evidence::Picture { features: protocol_features(&features), picture }
+                Evidence::Picture { features: translate::features(&features), picture }
             }
             Output::Embeddings(all) => Evidence::Embeddings(all),
-            Output::Features(_) | Output::Classes(_) => return Err(another_output()),
+            Output::Classes(all) => Evidence::Classes(all.into_iter().map(translate::scores).collect()),
+            Output::Features(_) => return Err(another_output()),
         })
     }
 
     /// What a miner's answer shows. Of a picture that travelled nothing is believed but its samples.
     pub async fn evidence(&self, task: &Task, answer: Answer) -> Result<Evidence, UnusableAnswer> {
-        match (task, answer) {
-            (Task::TextToImage(asked), Answer::Picture(png)) => {
-                let picture = decode_exactly(png, asked.width, asked.height).await?;
+        if !answer.answers(task) {
+            return Err(UnusableAnswer::Kind);
+        }
+        match answer {
+            Answer::Picture(png) => {
+                let picture = pictures::answered(task, png).await?;
                 let features = self.features(picture.clone()).await.map_err(UnusableAnswer::Engine)?;
                 Ok(Evidence::Picture { features, picture })
             }
-            (Task::TextToImage(_), Answer::Nsfw(features)) => {
-                Ok(Evidence::withheld(features, self.dimensions.features)?)
+            Answer::Nsfw(features) => Ok(Evidence::withheld(features, self.dimensions.features)?),
+            Answer::Embeddings(all) => {
+                let dimensions = self.embedding_dimensions(task.model()).unwrap_or_default();
+                Ok(Evidence::embeddings(all, dimensions)?)
             }
-            (Task::ImageEmbedding(asked), Answer::Embeddings(all)) => {
-                let dimensions = self.embedding_dimensions(&asked.model).unwrap_or_default();
-                Ok(Evidence::embeddings(all, asked.pictures.len(), dimensions)?)
-            }
-            _ => Err(UnusableAnswer::Kind),
+            Answer::Classes(all) => Ok(Evidence::Classes(all)),
         }
     }
 
     /// The engine's job for a task; its pictures are decoded on a blocking thread.
     async fn job(&self, task: Task) -> Result<Job, BackendError> {
         let spec = self.spec(task.model()).ok_or(BackendError::Incapable)?;
-        let model = spec.id.clone();
-        match task {
-            Task::TextToImage(asked) => Ok(Job::Generate { model, request: request(asked) }),
-            Task::ImageEmbedding(asked) => blocking(move || decode_all(model, asked.pictures)).await,
-        }
+        pictures::job(spec.id.clone(), task).await
+    }
+}
+
+/// What a control adds to a step: its network is the half of the one it steers.
+const CONTROL_WORK: f64 = 0.5;
+
+/// Work units of a generation: of the steps that are run, with what its controls add to each.
+fn generation_work(spec: &ModelSpec, asked: &Generation) -> f64 {
+    let share = match &asked.start {
+        Start::Noise | Start::Uncrop { .. } => 1.0,
+        Start::Picture { strength, .. } | Start::Inpaint { strength, .. } => f64::from(*strength),
+    };
+    let steps = (f64::from(asked.steps) * share).ceil().max(1.0) as usize;
+    let controls = 1.0 + CONTROL_WORK * asked.controls.len() as f64;
+    spec.picture_work(asked.width, asked.height, steps) * controls
+}
+
+/// The one part of a start that can be checked before its picture is decoded.
+fn check_strength(spec: &ModelSpec, asked: &Generation) -> Result<(), BackendError> {
+    let (Start::Picture { strength, .. } | Start::Inpaint { strength, .. }) = &asked.start else {
+        return Ok(());
+    };
+    match &spec.pictures {
+        Some(limits) if !limits.strength.contains(*strength) => Err(BackendError::Invalid(format!(
+            "strength is {strength}, but it must be {} to {}",
+            limits.strength.min, limits.strength.max
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -202,103 +239,6 @@ fn failed(error: JobError) -> BackendError {
     }
 }
 
-fn request(asked: argus_protocols::task::TextToImage) -> diffusion::Generate {
-    diffusion::Generate {
-        prompt: asked.prompt,
-        negative_prompt: asked.negative_prompt,
-        width: asked.width,
-        height: asked.height,
-        steps: asked.steps as usize,
-        guidance: asked.guidance,
-        seed: asked.seed,
-        start: diffusion::Start::Noise,
-        controls: Vec::new(),
-    }
-}
-
-fn decode_all(model: ModelId, files: Vec<Vec<u8>>) -> Result<Job, BackendError> {
-    let decode = |file: Vec<u8>| RgbPicture::decode(&file, &Limits::default());
-    let pictures = files.into_iter().map(decode).collect::<Result<_, _>>();
-    Ok(Job::Embed { model, pictures: pictures.map_err(|e| BackendError::Invalid(e.to_string()))? })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BackendError> + Send + 'static,
-) -> Result<T, BackendError> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.unwrap_or_else(|panic| Err(BackendError::Failed(panic.to_string())))
-}
-
-/// A PNG of exactly this size.
-async fn decode_exactly(png: Vec<u8>, width: u32, height: u32) -> Result<RgbPicture, UnusableAnswer> {
-    const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
-    if !png.starts_with(SIGNATURE) {
-        return Err(UnusableAnswer::Picture("it is not a PNG file".into()));
-    }
-    let limits = Limits {
-        max_side: width.max(height),
-        max_pixels: u64::from(width) * u64::from(height),
-        ..Limits::default()
-    };
-    let decoded = tokio::task::spawn_blocking(move || RgbPicture::decode(&png, &limits)).await;
-    let picture = decoded
-        .map_err(|panic| UnusableAnswer::Picture(panic.to_string()))?
-        .map_err(|error| UnusableAnswer::Picture(error.to_string()))?;
-    if (picture.width(), picture.height()) != (width, height) {
-        return Err(UnusableAnswer::Size {
-            asked: format!("{width}×{height}"),
-            found: format!("{}×{}", picture.width(), picture.height()),
-        });
-    }
-    Ok(picture)
-}
-
-/// Whether a client can be given this answer: a picture opens and has the size that was asked for, embeddings
-/// are as many as pictures. All that can be said without waiting for an engine.
-pub async fn opens(task: &Task, answer: &Answer) -> bool {
-    match (task, answer) {
-        (Task::TextToImage(asked), Answer::Picture(png)) => {
-            decode_exactly(png.clone(), asked.width, asked.height).await.is_ok()
-        }
-        (Task::TextToImage(_), Answer::Nsfw(_)) => true,
-        (Task::ImageEmbedding(asked), Answer::Embeddings(all)) => all.len() == asked.pictures.len(),
-        _ => false,
-    }
-}
-
-/// The features of the models crate, which knows no protocol, in the protocol's form.
-fn protocol_features(features: &argus_models::features::Features) -> Features {
-    let (hashes, nsfw) = (features.hashes, features.nsfw);
-    Features {
-        hashes: ImageHashes {
-            average: hashes.average,
-            perceptual: hashes.perceptual,
-            difference: hashes.difference,
-            colour: hashes.colour,
-        },
-        clip: features.clip.clone(),
-        nsfw: NsfwScores {
-            drawing: nsfw.drawing,
-            hentai: nsfw.hentai,
-            neutral: nsfw.neutral,
-            porn: nsfw.porn,
-            sexy: nsfw.sexy,
-        },
-    }
-}
-
-/// The registry's word for a task.
-pub fn model_task(task: TaskKind) -> ModelTask {
-    match task {
-        TaskKind::TextToImage => ModelTask::TextToImage,
-        TaskKind::ImageEmbedding => ModelTask::ImageEmbedding,
-    }
-}
-
-fn tasks(spec: &ModelSpec) -> Vec<TaskKind> {
-    TaskKind::ALL.into_iter().filter(|task| spec.serves(model_task(*task))).collect()
-}
-
 #[async_trait]
 impl Backend for Jobs {
     async fn warm_up(&self) -> Vec<Capability> {
@@ -327,16 +267,29 @@ impl Backend for Jobs {
 
     fn work(&self, task: &Task) -> Result<f64, BackendError> {
         let spec = self.spec(task.model()).ok_or(BackendError::Incapable)?;
-        if !spec.serves(model_task(task.kind())) {
-            return Err(BackendError::Incapable);
-        }
+        let serves = |kind| spec.serves(model_task(kind));
         match task {
-            Task::TextToImage(asked) => {
-                let request = request(asked.clone());
-                spec.check(&request).map_err(|error| BackendError::Invalid(error.to_string()))?;
-                Ok(spec.picture_work(asked.width, asked.height, request.steps))
+            Task::Generation(asked) if asked.parts().all(serves) => {
+                let plain = pictures::plain(asked);
+                spec.check(&plain).map_err(|error| BackendError::Invalid(error.to_string()))?;
+                check_strength(spec, asked)?;
+                Ok(generation_work(spec, asked))
             }
-            Task::ImageEmbedding(asked) => Ok(spec.work_units * asked.pictures.len() as f64),
+            Task::Upscale(asked) if serves(TaskKind::Upscale) => {
+                answer_size(task)?;
+                let (width, height) = pictures::size_to_upscale(asked)?;
+                if let Some(limits) = spec.upscale.as_ref().filter(|limits| !limits.contains(width, height)) {
+                    return Err(BackendError::Invalid(format!(
+                        "the picture is {width}×{height}; at most {} a side are upscaled",
+                        limits.max_edge
+                    )));
+                }
+                Ok(spec.upscale_work(width, height))
+            }
+            Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) if serves(task.kind()) => {
+                Ok(spec.work_units * asked.pictures.len() as f64)
+            }
+            _ => Err(BackendError::Incapable),
         }
     }
 
@@ -344,21 +297,12 @@ impl Backend for Jobs {
         let job = self.job(task).await?;
         Ok(match self.submit(job, Some(steps)).await? {
             Output::Picture { features, .. } if features.is_nsfw => {
-                Answer::Nsfw(protocol_features(&features))
+                Answer::Nsfw(translate::features(&features))
             }
             Output::Picture { png, .. } => Answer::Picture(png),
             Output::Embeddings(all) => Answer::Embeddings(all),
-            Output::Features(_) | Output::Classes(_) => return Err(another_output()),
+            Output::Classes(all) => Answer::Classes(all.into_iter().map(translate::scores).collect()),
+            Output::Features(_) => return Err(another_output()),
         })
     }
-}
-
-/// Whether two honest answers of this model agree to the bit.
-pub fn is_exact(spec: &ModelSpec) -> bool {
-    spec.numerics.is_exact()
-}
-
-/// One sentence about a model for people.
-pub fn description(spec: &ModelSpec) -> String {
-    format!("{} ({})", spec.architecture.title(), spec.id)
 }

@@ -1,0 +1,535 @@
+//! From a request for pictures to the task that a miner gets, in two steps: a [`Draft`] is checked against the
+//! models' cards, field by field; [`Draft::prepare`] decodes its pictures and makes the [`Task`] of them.
+//!
+//! Shared by the gateway's endpoints and the command line, so that both mean the same by the same words.
+
+pub mod requests;
+
+use argus_models::RgbPicture;
+use argus_protocols::{
+    Task, TaskKind, limits as protocol,
+    task::{Control, ControlKind, Generation, Pads, Start, Upscale},
+};
+
+use self::requests::{
+    ControlRequest, Delivery, EditRequest, ImageRequest, ImageToImageRequest, InpaintRequest, UncropRequest,
+    UpscaleRequest, VariationRequest, Words,
+};
+use super::{ApiError, GenerationLimits, ModelCard, limits, models::choose, pictures};
+
+/// By how much scaling to a size that the model makes may change a picture's proportions.
+const DISTORTION: f64 = 0.12;
+
+/// A request that passed every check that needs no look at its pictures.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub model: String,
+    pub n: u32,
+    pub stream: bool,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Generation(Box<GenerationDraft>),
+    Upscale { image: String, factor: u32, max_edge: u32 },
+}
+
+#[derive(Clone, Debug)]
+struct GenerationDraft {
+    allowed: GenerationLimits,
+    /// Whether the model makes parts of pictures anew.
+    inpaints: bool,
+    prompt: String,
+    negative_prompt: String,
+    /// `None`: as it fits the picture.
+    size: Option<(u32, u32)>,
+    steps: u32,
+    guidance: f32,
+    /// `None`: as is usual for what is asked.
+    strength: Option<f32>,
+    source: Source,
+    controls: Vec<ControlDraft>,
+}
+
+/// Pictures as they came.
+#[derive(Clone, Debug)]
+enum Source {
+    Nothing,
+    Picture {
+        image: String,
+    },
+    /// OpenAI's edit without a mask: what is transparent in the picture is made anew, else all of it.
+    PerhapsMasked {
+        image: String,
+    },
+    Masked {
+        image: String,
+        mask: String,
+        mode: MaskMode,
+    },
+    Padded {
+        image: String,
+        pads: Pads,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct ControlDraft {
+    kind: ControlKind,
+    field: &'static str,
+    image: String,
+    is_prepared: bool,
+    scale: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum MaskMode {
+    /// What is transparent is made anew.
+    Alpha,
+    /// What is white is.
+    White,
+}
+
+impl ImageRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        generation(cards, words, &delivery, None, Source::Nothing, Vec::new())
+    }
+}
+
+impl EditRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        let mode = mask_mode(self.mask_mode.as_deref(), MaskMode::Alpha)?;
+        let source = match self.mask {
+            Some(mask) => Source::Masked { image: self.image, mask, mode },
+            None => Source::PerhapsMasked { image: self.image },
+        };
+        generation(cards, words, &delivery, self.strength, source, Vec::new())
+    }
+}
+
+impl VariationRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let words = Words { model: self.model, size: self.size, ..Words::default() };
+        let stream = self.stream.unwrap_or(false);
+        let delivery =
+            Delivery { n: self.n, stream, response_format: self.response_format, ..Delivery::default() };
+        let source = Source::Picture { image: self.image };
+        generation(cards, words, &delivery, self.strength, source, Vec::new())
+    }
+}
+
+impl ImageToImageRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        let source = Source::Picture { image: self.image };
+        generation(cards, words, &delivery, self.strength, source, Vec::new())
+    }
+}
+
+impl InpaintRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        let source = Source::Masked {
+            image: self.image,
+            mask: self.mask,
+            mode: mask_mode(self.mask_mode.as_deref(), MaskMode::White)?,
+        };
+        generation(cards, words, &delivery, self.strength, source, Vec::new())
+    }
+}
+
+impl UncropRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        let mut sides =
+            [("left", self.left), ("right", self.right), ("top", self.top), ("bottom", self.bottom)]
+                .map(|(field, pad)| (field, pad.unwrap_or(0)))
+                .into_iter();
+        if let Some((field, pad)) = sides.clone().find(|(_, pad)| *pad > protocol::SIDE) {
+            return Err(out_of_range(field, pad, &format!("0 to {}", protocol::SIDE)));
+        }
+        if sides.all(|(_, pad)| pad == 0) {
+            let message =
+                "left, right, top and bottom are all 0; say by how many pixels the picture shall grow";
+            return Err(ApiError::field("left", "invalid_value", message));
+        }
+        let [left, right, top, bottom] =
+            [self.left, self.right, self.top, self.bottom].map(Option::unwrap_or_default);
+        let source = Source::Padded { image: self.image, pads: Pads { left, right, top, bottom } };
+        generation(cards, words, &delivery, None, source, Vec::new())
+    }
+}
+
+impl ControlRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let (words, delivery) = (self.words(), self.delivery());
+        let given = [
+            (ControlKind::Scribble, "scribble", self.scribble),
+            (ControlKind::Canny, "canny", self.canny),
+            (ControlKind::Depth, "depth", self.depth),
+        ];
+        let mut controls = Vec::new();
+        for (kind, field, input) in given {
+            let Some(settings) = input.map(requests::ControlInput::settings) else { continue };
+            let scale = settings.scale.unwrap_or(1.0);
+            // A NaN is not above 0 either.
+            if !(scale > 0.0 && scale <= protocol::CONTROL_SCALE) {
+                let field = format!("{field}.scale");
+                return Err(out_of_range(&field, scale, &format!("above 0 to {}", protocol::CONTROL_SCALE)));
+            }
+            controls.push(ControlDraft {
+                kind,
+                field,
+                image: settings.image,
+                is_prepared: settings.prepared,
+                scale,
+            });
+        }
+        if controls.is_empty() {
+            let message = "give one or more of scribble, canny and depth: the picture that steers";
+            return Err(ApiError::field("scribble", "missing_required_parameter", message));
+        }
+        let source = match self.image {
+            Some(image) => Source::Picture { image },
+            None => Source::Nothing,
+        };
+        generation(cards, words, &delivery, self.strength, source, controls)
+    }
+}
+
+impl UpscaleRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let delivery = Delivery {
+            stream: self.stream.unwrap_or(false),
+            response_format: self.response_format,
+            output_format: self.output_format,
+            ..Delivery::default()
+        };
+        delivery.check()?;
+        let wanted = self.model.as_deref();
+        let fits =
+            |card: &&ModelCard| self.factor.is_none_or(|factor| card.upscale_factors.contains(&factor));
+        // Without a model named, one that has the factor.
+        let able: Vec<ModelCard> = match wanted {
+            Some(_) => Vec::new(),
+            None => cards.iter().filter(fits).cloned().collect(),
+        };
+        let card = choose(if able.is_empty() { cards } else { &able }, wanted, &[TaskKind::Upscale])?;
+        let limits = card.upscale.clone().ok_or_else(ApiError::internal)?;
+        let factors = &limits.factors;
+        let factor = self.factor.or(factors.first().copied()).unwrap_or_default();
+        if !factors.contains(&factor) {
+            let all: Vec<String> = factors.iter().map(u32::to_string).collect();
+            return Err(out_of_range("factor", factor, &format!("{} for {}", all.join(" or "), card.id)));
+        }
+        let what = What::Upscale { image: self.image, factor, max_edge: limits.max_edge };
+        Ok(Draft { model: card.id.clone(), n: 1, stream: delivery.stream, what })
+    }
+}
+
+/// Checks what every generation has, and puts it together.
+fn generation(
+    cards: &[ModelCard],
+    words: Words,
+    delivery: &Delivery,
+    strength: Option<f32>,
+    source: Source,
+    controls: Vec<ControlDraft>,
+) -> Result<Draft, ApiError> {
+    delivery.check()?;
+    let mut needed: Vec<TaskKind> = controls.iter().map(|control| control.kind.into()).collect();
+    needed.extend(match source {
+        Source::Nothing if controls.is_empty() => Some(TaskKind::TextToImage),
+        Source::Nothing => None,
+        Source::Picture { .. } | Source::PerhapsMasked { .. } => Some(TaskKind::ImageToImage),
+        Source::Masked { .. } => Some(TaskKind::Inpaint),
+        Source::Padded { .. } => Some(TaskKind::Uncrop),
+    });
+    let card = choose(cards, words.model.as_deref(), &needed)?;
+    let allowed = card.generation.clone().ok_or_else(ApiError::internal)?;
+    let n = delivery.n.unwrap_or(1);
+    if !(1..=limits::IMAGES).contains(&n) {
+        return Err(out_of_range("n", n, &format!("1 to {}", limits::IMAGES)));
+    }
+    let size = size(words.size.as_deref(), &allowed)?;
+    let steps = words.steps.unwrap_or(allowed.steps.default);
+    if !allowed.steps.permits(steps) {
+        return Err(out_of_range("steps", steps, &allowed.steps.to_string()));
+    }
+    let guidance = words.guidance.unwrap_or(allowed.guidance.default);
+    if !allowed.guidance.permits(guidance) {
+        return Err(out_of_range("guidance", guidance, &allowed.guidance.to_string()));
+    }
+    if let Some(strength) = strength
+        && !allowed.strength.permits(strength)
+    {
+        return Err(out_of_range("strength", strength, &allowed.strength.to_string()));
+    }
+    for (field, text) in [("prompt", &words.prompt), ("negative_prompt", &words.negative_prompt)] {
+        let limit = (allowed.prompt_bytes as usize).min(protocol::PROMPT);
+        if text.len() > limit {
+            let message = format!("{field} has {} bytes, at most {limit} are allowed", text.len());
+            return Err(ApiError::field(field, "string_above_max_length", message));
+        }
+    }
+    // A picture can be made anew without words; out of nothing there is nothing without them.
+    if words.prompt.trim().is_empty() && matches!(source, Source::Nothing) {
+        return Err(ApiError::field("prompt", "empty_string", "prompt is empty; say what to show"));
+    }
+    let draft = GenerationDraft {
+        inpaints: card.tasks.contains(&TaskKind::Inpaint),
+        allowed,
+        prompt: words.prompt,
+        negative_prompt: words.negative_prompt,
+        size,
+        steps,
+        guidance,
+        strength,
+        source,
+        controls,
+    };
+    let what = What::Generation(Box::new(draft));
+    Ok(Draft { model: card.id.clone(), n, stream: delivery.stream, what })
+}
+
+impl Delivery {
+    /// Fields that mean something at OpenAI and have one possible value here.
+    fn check(&self) -> Result<(), ApiError> {
+        let fields: [(&str, &Option<String>, &[&str], &str); 5] = [
+            (
+                "response_format",
+                &self.response_format,
+                &["b64_json"],
+                "pictures are not kept here, so there is no url",
+            ),
+            ("output_format", &self.output_format, &["png"], "pictures are PNG"),
+            ("quality", &self.quality, &["auto", "standard"], "use steps"),
+            ("background", &self.background, &["auto", "opaque"], "pictures have no alpha"),
+            ("moderation", &self.moderation, &["auto"], "what a miner blocks is the same for everybody"),
+        ];
+        for (field, value, allowed, why) in fields {
+            if let Some(value) = value
+                && !allowed.contains(&value.as_str())
+            {
+                let value: String = value.chars().take(40).collect();
+                let message =
+                    format!("{field}: {value:?} is not offered ({why}); allowed: {}", allowed.join(", "));
+                return Err(ApiError::field(field, "unsupported_value", message));
+            }
+        }
+        match self.partial_images {
+            Some(n) if n > 3 => Err(out_of_range("partial_images", n, "0 to 3")),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn out_of_range(field: &str, value: impl std::fmt::Display, allowed: &str) -> ApiError {
+    ApiError::field(field, "invalid_value", format!("{field}: {value} is not allowed; it must be {allowed}"))
+}
+
+fn mask_mode(given: Option<&str>, usual: MaskMode) -> Result<MaskMode, ApiError> {
+    match given {
+        None => Ok(usual),
+        Some("alpha") => Ok(MaskMode::Alpha),
+        Some("white") => Ok(MaskMode::White),
+        Some(_) => Err(ApiError::field(
+            "mask_mode",
+            "unsupported_value",
+            "mask_mode must be alpha (what is transparent is made anew) or white (what is white is)",
+        )),
+    }
+}
+
+/// `None` is `auto`.
+fn size(wanted: Option<&str>, allowed: &GenerationLimits) -> Result<Option<(u32, u32)>, ApiError> {
+    let text = match wanted {
+        None | Some("auto") => return Ok(None),
+        Some(text) => text,
+    };
+    let parsed = text.split_once('x').and_then(|(w, h)| {
+        let number = |s: &str| s.bytes().all(|b| b.is_ascii_digit()).then(|| s.parse::<u32>().ok()).flatten();
+        Some((number(w)?, number(h)?))
+    });
+    match parsed {
+        Some((w, h)) if allowed.width.permits(w) && allowed.height.permits(h) => Ok(Some((w, h))),
+        _ => {
+            let text: String = text.chars().take(40).collect();
+            let range = format!(
+                "WIDTHxHEIGHT with a width of {} and a height of {} pixels, or auto",
+                allowed.width, allowed.height
+            );
+            Err(out_of_range("size", format!("{text:?}"), &range))
+        }
+    }
+}
+
+impl Draft {
+    /// Whether there is anything to decode.
+    pub fn has_pictures(&self) -> bool {
+        match &self.what {
+            What::Generation(draft) => !matches!(draft.source, Source::Nothing) || !draft.controls.is_empty(),
+            What::Upscale { .. } => true,
+        }
+    }
+
+    /// Decodes the pictures and makes the task; its seed is 0. Takes its time: not for an async thread.
+    /// `fresh`: change pictures whose answers could otherwise come from a cache.
+    pub fn prepare(self, fresh: bool) -> Result<Task, ApiError> {
+        match self.what {
+            What::Generation(draft) => Ok(Task::Generation(draft.prepare(self.model)?)),
+            What::Upscale { image, factor, max_edge } => {
+                let mut picture = pictures::decode("image", &image)?;
+                let pixels = u64::from(picture.width()) * u64::from(picture.height());
+                let most = protocol::ANSWER_PIXELS / u64::from(factor * factor);
+                if pixels > most || picture.width().max(picture.height()) > max_edge {
+                    let message = format!(
+                        "image: {}×{} is too large to grow by {factor}; at most {max_edge} a side and {most} pixels: \
+                         scale it down first",
+                        picture.width(),
+                        picture.height()
+                    );
+                    return Err(ApiError::field("image", "picture_too_large", message));
+                }
+                if fresh {
+                    picture = pictures::freshen(picture, &mut rand::rng());
+                }
+                Ok(Task::Upscale(Upscale { model: self.model, picture: picture.encode_png(), factor }))
+            }
+        }
+    }
+}
+
+impl GenerationDraft {
+    fn prepare(self, model: String) -> Result<Generation, ApiError> {
+        let (start, (width, height)) = self.start()?;
+        let mut controls = Vec::with_capacity(self.controls.len());
+        for control in &self.controls {
+            let picture = pictures::decode(control.field, &control.image)?;
+            controls.push(Control {
+                kind: control.kind,
+                picture: pictures::fitted(picture, width, height).encode_png(),
+                is_prepared: control.is_prepared,
+                scale: control.scale,
+            });
+        }
+        let Self { prompt, negative_prompt, steps, guidance, .. } = self;
+        Ok(Generation {
+            model,
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            steps,
+            guidance,
+            seed: 0,
+            start,
+            controls,
+        })
+    }
+
+    fn start(&self) -> Result<(Start, (u32, u32)), ApiError> {
+        let usual = (self.allowed.width.default, self.allowed.height.default);
+        match &self.source {
+            Source::Nothing => Ok((Start::Noise, self.size.unwrap_or(usual))),
+            Source::Picture { image } => self.from_picture(image),
+            Source::PerhapsMasked { image } => match pictures::transparent("image", image)? {
+                Some(_) if !self.inpaints => Err(ApiError::field(
+                    "image",
+                    "unsupported_value",
+                    "the picture is transparent in parts, and this model cannot make parts anew; send it opaque",
+                )),
+                Some(mask) => self.masked(image, mask),
+                None => self.from_picture(image),
+            },
+            Source::Masked { image, mask, mode } => {
+                let mask = match mode {
+                    MaskMode::White => pictures::decode("mask", mask)?,
+                    MaskMode::Alpha => pictures::transparent("mask", mask)?.ok_or_else(|| {
+                        let message = "mask: nothing in it is transparent, so nothing would be made anew; \
+                                       to mark by white instead, say mask_mode white";
+                        ApiError::field("mask", "invalid_value", message)
+                    })?,
+                };
+                self.masked(image, mask)
+            }
+            Source::Padded { image, pads } => self.padded(image, *pads),
+        }
+    }
+
+    fn from_picture(&self, image: &str) -> Result<(Start, (u32, u32)), ApiError> {
+        let picture = pictures::decode("image", image)?;
+        let (width, height) = self.size_for(picture.width(), picture.height());
+        let picture = pictures::fitted(picture, width, height).encode_png();
+        let strength = self.strength.unwrap_or(self.allowed.strength.default);
+        Ok((Start::Picture { picture, strength }, (width, height)))
+    }
+
+    fn masked(&self, image: &str, mask: RgbPicture) -> Result<(Start, (u32, u32)), ApiError> {
+        let picture = pictures::decode("image", image)?;
+        if picture.size() != mask.size() {
+            let message = format!(
+                "mask: it is {}×{} and the picture {}×{}; give both the same size",
+                mask.width(),
+                mask.height(),
+                picture.width(),
+                picture.height()
+            );
+            return Err(ApiError::field("mask", "invalid_value", message));
+        }
+        let (width, height) = self.size_for(picture.width(), picture.height());
+        let picture = pictures::fitted(picture, width, height).encode_png();
+        let mask = pictures::fitted(mask, width, height).encode_png();
+        // The mask says what stays, so all of the rest may go.
+        let strength = self.strength.unwrap_or(self.allowed.strength.max);
+        Ok((Start::Inpaint { picture, mask, strength }, (width, height)))
+    }
+
+    fn padded(&self, image: &str, pads: Pads) -> Result<(Start, (u32, u32)), ApiError> {
+        let picture = pictures::decode("image", image)?;
+        let (wide, high) =
+            (picture.width() + pads.left + pads.right, picture.height() + pads.top + pads.bottom);
+        let (width, height) = self.size_for(wide, high);
+        let (across, down) = (f64::from(width) / f64::from(wide), f64::from(height) / f64::from(high));
+        if (across / down).ln().abs() > DISTORTION {
+            let message = format!(
+                "the picture with its pads is {wide}×{high}, and the nearest that this model makes is \
+                 {width}×{height}: choose pads that come to those proportions"
+            );
+            return Err(ApiError::field("left", "invalid_value", message));
+        }
+        let scaled = |pad: u32, scale: f64| (f64::from(pad) * scale).round() as u32;
+        let pads = Pads {
+            left: scaled(pads.left, across),
+            right: scaled(pads.right, across),
+            top: scaled(pads.top, down),
+            bottom: scaled(pads.bottom, down),
+        };
+        let inner = (width.checked_sub(pads.left + pads.right), height.checked_sub(pads.top + pads.bottom));
+        let (Some(inner_width @ 1..), Some(inner_height @ 1..)) = inner else {
+            let message = "the pads leave nothing of the picture at the size that this model makes";
+            return Err(ApiError::field("left", "invalid_value", message));
+        };
+        if pads == Pads::default() {
+            let message = "the pads come to nothing at the size that this model makes; choose larger ones";
+            return Err(ApiError::field("left", "invalid_value", message));
+        }
+        let picture = pictures::fitted(picture, inner_width, inner_height).encode_png();
+        Ok((Start::Uncrop { picture, pads }, (width, height)))
+    }
+
+    /// The size asked for, or the nearest to this one that the model makes.
+    fn size_for(&self, width: u32, height: u32) -> (u32, u32) {
+        if let Some(size) = self.size {
+            return size;
+        }
+        let (most_wide, most_high) = (self.allowed.width.max, self.allowed.height.max);
+        let shrink = (f64::from(most_wide) / f64::from(width)).min(f64::from(most_high) / f64::from(height));
+        let scale = shrink.min(1.0);
+        let scaled = |length: u32| (f64::from(length) * scale).round() as u32;
+        (self.allowed.width.nearest(scaled(width)), self.allowed.height.nearest(scaled(height)))
+    }
+}
