@@ -62,14 +62,13 @@ impl Client {
         Self { base: base.trim_end_matches('/').to_owned(), key, http }
     }
 
-    /// Asks for one picture.
+    /// Asks for one picture from words.
     pub async fn generate(
         &self,
         request: &Request,
-        mut progress: impl FnMut(Progress),
+        progress: impl FnMut(Progress),
     ) -> Result<Generated, ClientError> {
-        let url = format!("{}/v1/images/generations", self.base);
-        let mut body = json!({ "prompt": request.prompt, "stream": true });
+        let mut body = json!({ "prompt": request.prompt });
         for (name, value) in [
             ("model", request.model.clone().map(Value::from)),
             ("negative_prompt", request.negative_prompt.clone().map(Value::from)),
@@ -81,12 +80,18 @@ impl Client {
                 body[name] = value;
             }
         }
-        let mut call = self.http.post(&url).json(&body);
-        if let Some(key) = &self.key {
-            call = call.bearer_auth(key);
-        }
-        let response = call.send().await.map_err(|source| ClientError::Unreachable { url, source })?;
-        let mut response = accepted(response).await?;
+        self.picture("/v1/images/generations", body, progress).await
+    }
+
+    /// Asks an endpoint that makes pictures for one of them; `body` is its JSON object.
+    pub async fn picture(
+        &self,
+        path: &str,
+        mut body: Value,
+        mut progress: impl FnMut(Progress),
+    ) -> Result<Generated, ClientError> {
+        body["stream"] = true.into();
+        let mut response = self.send(path, &body).await?;
         let mut events = Events::default();
         while let Some(chunk) = response.chunk().await.map_err(|e| ClientError::Broken(e.to_string()))? {
             for event in events.push(&chunk)? {
@@ -102,6 +107,21 @@ impl Client {
             }
         }
         Err(ClientError::Broken("it ended without a picture".into()))
+    }
+
+    /// Asks an endpoint that answers with JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.send(path, body).await?.json().await.map_err(|e| ClientError::Broken(e.to_string()))
+    }
+
+    async fn send(&self, path: &str, body: &Value) -> Result<reqwest::Response, ClientError> {
+        let url = format!("{}{path}", self.base);
+        let mut call = self.http.post(&url).json(body);
+        if let Some(key) = &self.key {
+            call = call.bearer_auth(key);
+        }
+        let response = call.send().await.map_err(|source| ClientError::Unreachable { url, source })?;
+        accepted(response).await
     }
 
     /// A JSON document of the API, e.g. `/v1/status`.

@@ -70,7 +70,7 @@ pub struct Engine {
     pub threads_per_replica: usize,
     /// Jobs waiting at most; beyond that the miner says busy.
     pub queue: usize,
-    /// Model ids to serve, of the registry.
+    /// Model ids to serve, of the registry. Empty: all whose weights are in the binary.
     pub models: Vec<String>,
     /// A registry file instead of the built-in one.
     pub registry: Option<PathBuf>,
@@ -83,7 +83,7 @@ impl Default for Engine {
             replicas: 1,
             threads_per_replica: 0,
             queue: 32,
-            models: vec!["argus-tiny".into(), "clip-tiny".into()],
+            models: Vec::new(),
             registry: None,
         }
     }

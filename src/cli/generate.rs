@@ -1,64 +1,96 @@
-//! `argus generate`: a picture through a validator's API.
+//! `argus generate`: any task through a validator's API.
 
 use std::{io::IsTerminal, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
 
-use crate::client::{Client, Progress, Request};
+use super::task::{Asked, TaskArgs, TextToImage, classes, lines};
+use crate::{
+    client::{Client, Progress},
+    gateway::orders,
+};
+
+/// `argus generate PROMPT` is short for `argus generate text-to-image PROMPT`.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    #[command(subcommand)]
+    task: Option<TaskArgs<ApiOptions>>,
+    #[command(flatten)]
+    plain: Option<Plain>,
+}
 
 #[derive(clap::Args)]
-pub struct Args {
-    /// What the picture should show.
-    prompt: String,
-    /// Where to write the PNG.
-    #[arg(short, long, value_name = "FILE", default_value = "argus.png")]
-    output: PathBuf,
+struct Plain {
+    #[command(flatten)]
+    asked: TextToImage,
+    #[command(flatten)]
+    api: ApiOptions,
+}
+
+#[derive(clap::Args)]
+pub struct ApiOptions {
     /// The validator's API.
     #[arg(long, env = "ARGUS_API", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     api: String,
     /// API key, made by `argus keys new`.
     #[arg(long, env = "ARGUS_API_KEY", hide_env_values = true)]
     key: Option<String>,
-    /// Model id [default: the first one that makes pictures].
-    #[arg(long)]
-    model: Option<String>,
-    /// What the picture should not show.
-    #[arg(long)]
-    negative_prompt: Option<String>,
-    /// WIDTHxHEIGHT in pixels.
-    #[arg(long)]
-    size: Option<String>,
-    #[arg(long)]
-    steps: Option<u32>,
-    /// Classifier-free guidance scale.
-    #[arg(long)]
-    guidance: Option<f32>,
 }
 
 /// Asks, shows the steps, writes the file.
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let client = Client::new(&args.api, args.key);
-    let request = Request {
-        model: args.model,
-        prompt: args.prompt,
-        negative_prompt: args.negative_prompt,
-        size: args.size,
-        steps: args.steps,
-        guidance: args.guidance,
+    let (asked, api) = match (args.task, args.plain) {
+        (Some(task), _) => task.read()?,
+        (None, Some(Plain { asked, api })) => (asked.read()?, api),
+        (None, None) => anyhow::bail!("say what the picture should show, or name a task (see --help)"),
     };
+    let client = Client::new(&api.api, api.key);
+    let Asked { kind, body, output, .. } = asked;
+    match output {
+        Some(output) => picture(&client, orders::path(kind), body, output, json).await,
+        None => look(&client, orders::path(kind), body, json).await,
+    }
+}
+
+async fn picture(
+    client: &Client,
+    path: &str,
+    body: Value,
+    output: PathBuf,
+    json: bool,
+) -> anyhow::Result<()> {
     let bar = step_bar(json);
-    let generated = client.generate(&request, |progress| show(&bar, progress)).await?;
+    let generated = client.picture(path, body, |progress| show(&bar, progress)).await?;
     bar.finish_and_clear();
-    std::fs::write(&args.output, &generated.png)
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
+    std::fs::write(&output, &generated.png).with_context(|| format!("cannot write {}", output.display()))?;
     if json {
         let mut answer = generated.details;
-        answer["file"] = args.output.display().to_string().into();
+        answer["file"] = output.display().to_string().into();
         println!("{answer}");
     } else {
-        println!("{}", args.output.display());
+        println!("{}", output.display());
     }
+    Ok(())
+}
+
+async fn look(client: &Client, path: &str, body: Value, json: bool) -> anyhow::Result<()> {
+    let answer = client.post(path, &body).await?;
+    if json {
+        println!("{answer}");
+        return Ok(());
+    }
+    let data = answer["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let line = |one: &Value| match one.get("embedding") {
+        Some(embedding) => embedding.to_string(),
+        None => {
+            let verdict = if one["nsfw"] == true { "not safe for work" } else { "safe for work" };
+            format!("{verdict}: {}", classes(&one["scores"]))
+        }
+    };
+    println!("{}", lines(data, line));
     Ok(())
 }
 

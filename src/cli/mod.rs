@@ -23,6 +23,7 @@ mod relay;
 mod status;
 mod store;
 mod table;
+mod task;
 mod validator;
 mod wallet;
 
@@ -61,7 +62,7 @@ enum Command {
     Lookup(lookup::Args),
     /// Ask a miner directly over the overlay.
     Query(query::Args),
-    /// Make a picture through a validator's API.
+    /// Make pictures, and have pictures looked at, through a validator's API.
     Generate(generate::Args),
     /// Create, list, change and revoke API keys of this machine's validator.
     Keys(keys::Args),

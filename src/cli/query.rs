@@ -4,12 +4,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context, bail};
-use argus_protocols::{
-    Answer, Hotkey, Task, TaskKind,
-    query::Deadlines,
-    task::{Generation, Pictures, Start},
-};
+use anyhow::{Context, anyhow, bail};
+use argus_protocols::{Answer, Hotkey, Task, TaskKind, query::Deadlines};
 use rand::TryRngCore;
 use serde_json::json;
 
@@ -17,118 +13,61 @@ use super::{
     generate::{show, step_bar},
     light::LightNode,
     options::NodeOptions,
+    task::{Asked, TaskArgs, classes, lines},
 };
 use crate::{
     client::Progress,
     config::Config,
-    identity,
+    gateway::orders,
+    identity, jobs,
     net::{Answered, OutgoingQuery, QueryProgress},
 };
 
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    task: TaskArgs,
-    /// The miner to ask [default: one of the metagraph that serves the model].
-    #[arg(long, global = true, value_name = "SS58")]
-    miner: Option<Hotkey>,
-    /// Seconds to wait in all.
-    #[arg(long, global = true, default_value_t = 120)]
-    timeout: u32,
+    task: TaskArgs<Options>,
 }
 
-#[derive(clap::Subcommand)]
-enum TaskArgs {
-    /// A picture from words.
-    TextToImage {
-        prompt: String,
-        /// Where to write the PNG.
-        #[arg(short, long, value_name = "FILE", default_value = "out.png")]
-        output: PathBuf,
-        #[arg(long, default_value = "argus-tiny")]
-        model: String,
-        #[arg(long, default_value = "")]
-        negative_prompt: String,
-        #[arg(long, default_value_t = 64)]
-        width: u32,
-        #[arg(long, default_value_t = 64)]
-        height: u32,
-        #[arg(long, default_value_t = 20)]
-        steps: u32,
-        #[arg(long, default_value_t = 4.0)]
-        guidance: f32,
-        /// [default: random]
-        #[arg(long)]
-        seed: Option<u64>,
-        #[command(flatten)]
-        node: NodeOptions,
-    },
-    /// CLIP embeddings of pictures.
-    ImageEmbedding {
-        #[arg(required = true)]
-        pictures: Vec<PathBuf>,
-        #[arg(long, default_value = "clip-tiny")]
-        model: String,
-        #[command(flatten)]
-        node: NodeOptions,
-    },
+#[derive(clap::Args)]
+struct Options {
+    /// The miner to ask [default: one of the metagraph that serves the model].
+    #[arg(long, value_name = "SS58")]
+    miner: Option<Hotkey>,
+    /// Seconds to wait in all.
+    #[arg(long, default_value_t = 120)]
+    timeout: u32,
+    #[command(flatten)]
+    node: NodeOptions,
 }
 
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let (task, node, output) = args.task.read()?;
+    let (asked, Options { miner, timeout, node }) = args.task.read()?;
     let config = node.config()?;
+    let output = asked.output.clone();
+    let task = task(asked, &config)?;
     let pair = Arc::new(identity::open(&config.wallet)?);
     let node = LightNode::join(&config, Some(pair)).await?;
-    let asked = ask(&node, &config, &task, args.miner, args.timeout, json).await;
+    let asked = ask(&node, &config, &task, miner, timeout, json).await;
     node.leave().await;
     let (answered, answer) = asked?;
     report(&answered, answer, output, json)
 }
 
-impl TaskArgs {
-    /// The task, how to join, and where a picture goes.
-    fn read(self) -> anyhow::Result<(Task, NodeOptions, Option<PathBuf>)> {
-        match self {
-            TaskArgs::TextToImage {
-                prompt,
-                output,
-                model,
-                negative_prompt,
-                width,
-                height,
-                steps,
-                guidance,
-                seed,
-                node,
-            } => {
-                let seed = match seed {
-                    Some(seed) => seed,
-                    None => rand::rngs::OsRng.try_next_u64()?,
-                };
-                let (start, controls) = (Start::Noise, Vec::new());
-                let task = Generation {
-                    model,
-                    prompt,
-                    negative_prompt,
-                    width,
-                    height,
-                    steps,
-                    guidance,
-                    seed,
-                    start,
-                    controls,
-                };
-                Ok((Task::Generation(task), node, Some(output)))
-            }
-            TaskArgs::ImageEmbedding { pictures, model, node } => {
-                let read = |path: &PathBuf| {
-                    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
-                };
-                let pictures = pictures.iter().map(read).collect::<anyhow::Result<_>>()?;
-                Ok((Task::ImageEmbedding(Pictures { model, pictures }), node, None))
-            }
-        }
+/// The task that the arguments mean by the node's registry, checked as the API checks it.
+fn task(asked: Asked, config: &Config) -> anyhow::Result<Task> {
+    let registry = super::models::open(config.engine.registry.as_deref())?;
+    let cards: Vec<_> = registry.models().iter().map(jobs::card).collect();
+    let refused = |error: crate::gateway::ApiError| anyhow!("{}", error.detail.message);
+    let draft = orders::draft(asked.kind, asked.body, &cards).map_err(refused)?;
+    let mut task = draft.prepare(false).map_err(refused)?;
+    if let Task::Generation(generation) = &mut task {
+        generation.seed = match asked.seed {
+            Some(seed) => seed.into(),
+            None => rand::rngs::OsRng.try_next_u32()?.into(),
+        };
     }
+    Ok(task)
 }
 
 async fn ask(
@@ -212,13 +151,14 @@ fn report(answered: &Answered, answer: Answer, output: Option<PathBuf>, json: bo
             "the picture is not safe for work and stays with the miner; its features came instead".into()
         }
         Answer::Embeddings(all) => {
-            let said = all.iter().map(|e| format!("{e:?}")).collect::<Vec<_>>().join("\n");
+            let said = lines(&all, |embedding| format!("{embedding:?}"));
             out["embeddings"] = serde_json::to_value(all)?;
             said
         }
         Answer::Classes(all) => {
-            let said = all.iter().map(|scores| format!("{scores:?}")).collect::<Vec<_>>().join("\n");
-            out["classes"] = serde_json::to_value(all)?;
+            let all = all.iter().map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+            let said = lines(&all, classes);
+            out["classes"] = all.into();
             said
         }
     };

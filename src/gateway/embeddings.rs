@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use argus_models::nsfw::NSFW_THRESHOLD;
-use argus_protocols::{Answer, NsfwScores, Task, TaskKind, limits::PICTURES, task::Pictures};
+use argus_protocols::{Answer, NsfwScores, Task};
 use axum::{
     Json,
     body::Body,
@@ -18,12 +18,10 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, ModelCard, ServiceError,
+    ApiError, ServiceError,
     api::App,
     ledger::{Admission, Sold, thousandths},
-    limits,
-    models::choose,
-    pictures, request,
+    limits, request,
     service::Served,
 };
 
@@ -134,64 +132,17 @@ impl From<NsfwScores> for NsfwClasses {
     }
 }
 
-/// A checked request about pictures: the model, and the pictures as they came.
-struct Order {
-    model: String,
-    pictures: Vec<String>,
-}
-
-impl EmbeddingInput {
-    fn pictures(self) -> Result<Vec<String>, ApiError> {
-        let pictures = match self {
-            EmbeddingInput::One(picture) => vec![picture],
-            EmbeddingInput::Many(pictures) => pictures,
-        };
-        if !(1..=PICTURES).contains(&pictures.len()) {
-            let message = format!("input: {} pictures are not allowed; 1 to {PICTURES}", pictures.len());
-            return Err(ApiError::field("input", "invalid_value", message));
-        }
-        Ok(pictures)
-    }
-}
-
 impl EmbeddingRequest {
-    /// And whether vectors are wanted as base64.
-    fn check(self, cards: &[ModelCard]) -> Result<(Order, bool), ApiError> {
-        let card = choose(cards, self.model.as_deref(), &[TaskKind::ImageEmbedding])?;
-        if let (Some(wanted), Some(length)) = (self.dimensions, card.embedding_dimensions)
-            && wanted != length
-        {
-            let message = format!("dimensions: {wanted} is not allowed; {} has {length}", card.id);
-            return Err(ApiError::field("dimensions", "invalid_value", message));
-        }
-        let as_base64 = match self.encoding_format.as_deref() {
-            None | Some("float") => false,
-            Some("base64") => true,
+    /// Whether vectors are wanted as base64.
+    fn as_base64(&self) -> Result<bool, ApiError> {
+        match self.encoding_format.as_deref() {
+            None | Some("float") => Ok(false),
+            Some("base64") => Ok(true),
             Some(_) => {
                 let message = "encoding_format must be float or base64";
-                return Err(ApiError::field("encoding_format", "unsupported_value", message));
+                Err(ApiError::field("encoding_format", "unsupported_value", message))
             }
-        };
-        Ok((Order { model: card.id.clone(), pictures: self.input.pictures()? }, as_base64))
-    }
-}
-
-impl NsfwRequest {
-    fn check(self, cards: &[ModelCard]) -> Result<Order, ApiError> {
-        let card = choose(cards, self.model.as_deref(), &[TaskKind::NsfwClassification])?;
-        Ok(Order { model: card.id.clone(), pictures: self.input.pictures()? })
-    }
-}
-
-impl Order {
-    /// Decodes the pictures, untrusted, and makes of them what travels: PNG, small enough, a few pixels changed.
-    fn prepare(self) -> Result<Pictures, ApiError> {
-        let travelling = |(index, text): (usize, &String)| {
-            let picture = pictures::small_enough(pictures::decode(&format!("input[{index}]"), text)?);
-            Ok(pictures::freshen(picture, &mut rand::rng()).encode_png())
-        };
-        let pictures = self.pictures.iter().enumerate().map(travelling).collect::<Result<_, ApiError>>()?;
-        Ok(Pictures { model: self.model, pictures })
+        }
     }
 }
 
@@ -215,9 +166,10 @@ pub(super) async fn embeddings(
     let _place = app.place()?;
     let memory = app.picture_place()?;
     let read = request::read::<EmbeddingRequest>(&headers, body, limits::PICTURE_BODY).await?;
-    let (order, as_base64) = read.check(&app.service.models())?;
-    let model = order.model.clone();
-    let task = Task::ImageEmbedding(app.decode(move || order.prepare()).await??);
+    let as_base64 = read.as_base64()?;
+    let draft = read.draft(&app.service.models())?;
+    let model = draft.model.clone();
+    let task = app.decode(move || draft.prepare(true)).await??;
     drop(memory);
     let served = looked_at(&app, admission, task, Sold::Embedding).await?;
     let Answer::Embeddings(all) = served.answer else {
@@ -264,9 +216,9 @@ pub(super) async fn nsfw(
     let _place = app.place()?;
     let memory = app.picture_place()?;
     let read = request::read::<NsfwRequest>(&headers, body, limits::PICTURE_BODY).await?;
-    let order = read.check(&app.service.models())?;
-    let model = order.model.clone();
-    let task = Task::NsfwClassification(app.decode(move || order.prepare()).await??);
+    let draft = read.draft(&app.service.models())?;
+    let model = draft.model.clone();
+    let task = app.decode(move || draft.prepare(true)).await??;
     drop(memory);
     let served = looked_at(&app, admission, task, Sold::Classification).await?;
     let Answer::Classes(all) = served.answer else {

@@ -84,7 +84,7 @@ async fn answer<A: Ask>(app: Arc<App>, headers: HeaderMap, body: Body) -> Result
     let reservation =
         admission.reserve(price.saturating_mul(n.into())).map_err(|refusal| app.refused(refusal))?;
     let order = Order { task, made, n, price, names: A::NAMES };
-    let job = Job { app: Arc::clone(&app), order, reservation, place };
+    let job = Job { app: Arc::clone(&app), order, reservation, _place: place };
     if stream {
         return super::sse::respond(&app, |out| async move { job.events(&out).await }).await;
     }

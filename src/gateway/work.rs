@@ -101,7 +101,7 @@ pub(super) struct Job {
     pub app: Arc<App>,
     pub order: Order,
     pub reservation: Reservation,
-    pub place: OwnedSemaphorePermit,
+    pub _place: OwnedSemaphorePermit,
 }
 
 /// A request that is ready to run.

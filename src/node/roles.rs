@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use argus_models::{
-    DeviceKind, ModelId, Registry as ModelRegistry,
+    DeviceKind, ModelId, ModelSource, ModelSpec, Registry as ModelRegistry,
     engine::{Engine, EngineConfig, Shutdown},
 };
 
@@ -103,12 +103,17 @@ impl Node {
             Some(path) => ModelRegistry::open(path).context("engine.registry")?,
         };
         let device: DeviceKind = settings.device.parse().context("engine.device")?;
-        let models = settings.models.iter().map(|id| id.parse::<ModelId>()).collect::<Result<_, _>>();
+        let models = settings.models.iter().map(|id| id.parse::<ModelId>());
+        let mut models: Vec<ModelId> = models.collect::<Result<_, _>>().context("engine.models")?;
+        if models.is_empty() {
+            let embedded = |spec: &&ModelSpec| spec.component.source == ModelSource::Embedded;
+            models.extend(registry.models().iter().filter(embedded).map(|spec| spec.id.clone()));
+        }
         let engine_config = EngineConfig {
             devices: vec![device],
             replicas: settings.replicas,
             threads_per_replica: settings.threads_per_replica,
-            models: models.context("engine.models")?,
+            models,
             queue: settings.queue,
         };
         let started = tokio::task::spawn_blocking(move || Engine::start(&engine_config, &registry));

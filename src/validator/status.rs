@@ -193,7 +193,8 @@ fn miner_status(
     }
 }
 
-/// The models of this validator's tasks, as clients see them.
+/// The models of this validator's engine, as clients see them: what it can check it can sell, whether or not
+/// it is among the tasks that are paid for.
 pub(super) fn model_cards(jobs: &Jobs, core: &Core) -> Vec<ModelCard> {
     let card = |spec: &ModelSpec| {
         let serving = |(_, miner): &(&Hotkey, &Miner)| {
@@ -205,8 +206,7 @@ pub(super) fn model_cards(jobs: &Jobs, core: &Core) -> Vec<ModelCard> {
             ..jobs::card(spec)
         }
     };
-    let wanted = |spec: &&ModelSpec| core.settings().tasks.iter().any(|t| t.model == spec.id.as_str());
-    jobs.engine().models().iter().filter(wanted).map(card).collect()
+    jobs.engine().models().iter().map(card).collect()
 }
 
 #[cfg(test)]

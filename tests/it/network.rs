@@ -14,6 +14,7 @@ use argus::{
 use serde_json::Value;
 
 mod by_hand;
+mod tasks;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_argus");
 

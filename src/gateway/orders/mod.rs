@@ -8,14 +8,22 @@ pub mod requests;
 use argus_models::RgbPicture;
 use argus_protocols::{
     Task, TaskKind, limits as protocol,
-    task::{Control, ControlKind, Generation, Pads, Start, Upscale},
+    task::{Control, ControlKind, Generation, Pads, Pictures, Start, Upscale},
 };
+
+use serde_json::Value;
 
 use self::requests::{
     ControlRequest, Delivery, EditRequest, ImageRequest, ImageToImageRequest, InpaintRequest, UncropRequest,
     UpscaleRequest, VariationRequest, Words,
 };
-use super::{ApiError, GenerationLimits, ModelCard, limits, models::choose, pictures};
+use super::{
+    ApiError, GenerationLimits, ModelCard,
+    embeddings::{EmbeddingInput, EmbeddingRequest, NsfwRequest},
+    limits,
+    models::choose,
+    pictures, request,
+};
 
 /// By how much scaling to a size that the model makes may change a picture's proportions.
 const DISTORTION: f64 = 0.12;
@@ -32,7 +40,16 @@ pub struct Draft {
 #[derive(Clone, Debug)]
 enum What {
     Generation(Box<GenerationDraft>),
-    Upscale { image: String, factor: u32, max_edge: u32 },
+    Upscale {
+        image: String,
+        factor: u32,
+        max_edge: u32,
+    },
+    /// Pictures to look at, for embeddings or classes.
+    Pictures {
+        kind: TaskKind,
+        pictures: Vec<String>,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +106,69 @@ enum MaskMode {
     Alpha,
     /// What is white is.
     White,
+}
+
+/// Where a task is asked for.
+pub fn path(kind: TaskKind) -> &'static str {
+    match kind {
+        TaskKind::TextToImage => "/v1/images/generations",
+        TaskKind::ImageToImage => "/v1/images/image-to-image",
+        TaskKind::Inpaint => "/v1/images/inpaint",
+        TaskKind::Uncrop => "/v1/images/uncrop",
+        TaskKind::Scribble | TaskKind::Canny | TaskKind::Depth => "/v1/images/controls",
+        TaskKind::Upscale => "/v1/images/upscale",
+        TaskKind::ImageEmbedding => "/v1/embeddings",
+        TaskKind::NsfwClassification => "/v1/images/nsfw",
+    }
+}
+
+/// Checks a request as it goes to [`path`] of its kind.
+pub fn draft(kind: TaskKind, body: Value, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+    match kind {
+        TaskKind::TextToImage => request::object::<ImageRequest>(body)?.draft(cards),
+        TaskKind::ImageToImage => request::object::<ImageToImageRequest>(body)?.draft(cards),
+        TaskKind::Inpaint => request::object::<InpaintRequest>(body)?.draft(cards),
+        TaskKind::Uncrop => request::object::<UncropRequest>(body)?.draft(cards),
+        TaskKind::Scribble | TaskKind::Canny | TaskKind::Depth => {
+            request::object::<ControlRequest>(body)?.draft(cards)
+        }
+        TaskKind::Upscale => request::object::<UpscaleRequest>(body)?.draft(cards),
+        TaskKind::ImageEmbedding => request::object::<EmbeddingRequest>(body)?.draft(cards),
+        TaskKind::NsfwClassification => request::object::<NsfwRequest>(body)?.draft(cards),
+    }
+}
+
+impl EmbeddingRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let card = choose(cards, self.model.as_deref(), &[TaskKind::ImageEmbedding])?;
+        if let (Some(wanted), Some(length)) = (self.dimensions, card.embedding_dimensions)
+            && wanted != length
+        {
+            let message = format!("dimensions: {wanted} is not allowed; {} has {length}", card.id);
+            return Err(ApiError::field("dimensions", "invalid_value", message));
+        }
+        looking(card, TaskKind::ImageEmbedding, self.input)
+    }
+}
+
+impl NsfwRequest {
+    pub fn draft(self, cards: &[ModelCard]) -> Result<Draft, ApiError> {
+        let card = choose(cards, self.model.as_deref(), &[TaskKind::NsfwClassification])?;
+        looking(card, TaskKind::NsfwClassification, self.input)
+    }
+}
+
+fn looking(card: &ModelCard, kind: TaskKind, input: EmbeddingInput) -> Result<Draft, ApiError> {
+    let pictures = match input {
+        EmbeddingInput::One(picture) => vec![picture],
+        EmbeddingInput::Many(pictures) => pictures,
+    };
+    if !(1..=protocol::PICTURES).contains(&pictures.len()) {
+        let message =
+            format!("input: {} pictures are not allowed; 1 to {}", pictures.len(), protocol::PICTURES);
+        return Err(ApiError::field("input", "invalid_value", message));
+    }
+    Ok(Draft { model: card.id.clone(), n: 1, stream: false, what: What::Pictures { kind, pictures } })
 }
 
 impl ImageRequest {
@@ -210,8 +290,10 @@ impl UpscaleRequest {
         };
         delivery.check()?;
         let wanted = self.model.as_deref();
-        let fits =
-            |card: &&ModelCard| self.factor.is_none_or(|factor| card.upscale_factors.contains(&factor));
+        let has = |card: &ModelCard, factor| {
+            card.upscale.as_ref().is_some_and(|limits| limits.factors.contains(&factor))
+        };
+        let fits = |card: &&ModelCard| self.factor.is_none_or(|factor| has(card, factor));
         // Without a model named, one that has the factor.
         let able: Vec<ModelCard> = match wanted {
             Some(_) => Vec::new(),
@@ -372,7 +454,7 @@ impl Draft {
     pub fn has_pictures(&self) -> bool {
         match &self.what {
             What::Generation(draft) => !matches!(draft.source, Source::Nothing) || !draft.controls.is_empty(),
-            What::Upscale { .. } => true,
+            What::Upscale { .. } | What::Pictures { .. } => true,
         }
     }
 
@@ -398,6 +480,20 @@ impl Draft {
                     picture = pictures::freshen(picture, &mut rand::rng());
                 }
                 Ok(Task::Upscale(Upscale { model: self.model, picture: picture.encode_png(), factor }))
+            }
+            What::Pictures { kind, pictures } => {
+                let travelling = |(index, text): (usize, &String)| {
+                    let picture = pictures::decode(&format!("input[{index}]"), text)?;
+                    let picture = pictures::small_enough(picture);
+                    let picture = if fresh { pictures::freshen(picture, &mut rand::rng()) } else { picture };
+                    Ok(picture.encode_png())
+                };
+                let all = pictures.iter().enumerate().map(travelling).collect::<Result<_, ApiError>>()?;
+                let asked = Pictures { model: self.model, pictures: all };
+                Ok(match kind {
+                    TaskKind::NsfwClassification => Task::NsfwClassification(asked),
+                    _ => Task::ImageEmbedding(asked),
+                })
             }
         }
     }

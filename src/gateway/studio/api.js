@@ -70,12 +70,23 @@ export async function account(key) {
   return (await request("/v1/key", { headers: headers(key) })).json();
 }
 
+/** Asks an endpoint that answers with JSON. */
+export async function post(key, path, body, signal) {
+  const response = await request(path, {
+    method: "POST",
+    headers: { ...headers(key), "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  return response.json();
+}
+
 /**
  * Asks for pictures. Calls `handle.progress`, `handle.completed` and `handle.blocked` with the events' data;
  * resolves when the stream ended as it should.
  */
-export async function generate(key, body, handle, signal) {
-  const response = await request("/v1/images/generations", {
+export async function generate(key, path, body, handle, signal) {
+  const response = await request(path, {
     method: "POST",
     headers: { ...headers(key), "content-type": "application/json" },
     body: JSON.stringify({ ...body, stream: true }),
@@ -88,9 +99,9 @@ export async function generate(key, body, handle, signal) {
       break;
     }
     const value = JSON.parse(data);
-    if (name === "image_generation.progress") handle.progress(value);
-    else if (name === "image_generation.completed") handle.completed(value);
-    else if (name === "image_generation.blocked") handle.blocked(value);
+    if (name.endsWith(".progress")) handle.progress(value);
+    else if (name.endsWith(".completed")) handle.completed(value);
+    else if (name.endsWith(".blocked")) handle.blocked(value);
     else if (name === "error") throw new ApiError(value.error.message, value.error.code, 200);
   }
   if (!done) throw new ApiError("The connection broke off before the picture was there.", "broken", 0);

@@ -2,7 +2,9 @@
 // Whatever a person or the network wrote is set as text, never as markup.
 
 import * as api from "./api.js";
+import { Easel } from "./easel.js";
 import * as gallery from "./gallery.js";
+import { EASEL_PARTS, MODES, markTab, showTabs } from "./modes.js";
 import * as network from "./network.js";
 import { Tile } from "./tile.js";
 
@@ -10,12 +12,17 @@ const IDEAS = ["a red apple", "a blue heart", "a rocket", "a smiling cat", "a su
 const SETTINGS = "argus.settings";
 const THEME = "argus.theme";
 const MOST_PICTURES = 10;
+const SLIDERS = ["steps", "guidance", "strength", "scale", "brush"];
 
 const at = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 
-/** Models that make pictures. */
+/** All models that do something the studio offers, and those of the mode. */
+let offered = [];
 let models = [];
+let mode = MODES[0];
+/** @type {Easel} */
+let easel;
 let count = 1;
 /** The request that runs: {abort, tiles, begun}. */
 let running;
@@ -50,7 +57,7 @@ async function start() {
     fitControls();
     remember();
   });
-  for (const id of ["steps", "guidance"]) at(id).addEventListener("input", showValues);
+  for (const id of SLIDERS) at(id).addEventListener("input", showValues);
   for (const id of ["steps", "guidance", "width", "height", "negative"]) at(id).addEventListener("change", remember);
   at("reset").addEventListener("click", () => {
     at("negative").value = "";
@@ -58,6 +65,8 @@ async function start() {
     remember();
   });
   at("reuse").addEventListener("click", reuse);
+  at("continue").addEventListener("click", workOnShown);
+  setEaselUp();
   at("remove").addEventListener("click", removeShown);
   at("gallery-clear").addEventListener("click", clearGallery);
   at("trouble-close").addEventListener("click", closeTrouble);
@@ -121,11 +130,49 @@ function write(name, value) {
 
 async function loadModels() {
   try {
-    models = (await api.models()).filter((model) => model.text_to_image);
+    offered = await api.models();
   } catch (error) {
     trouble(error);
     return;
   }
+  const tasks = new Set(offered.flatMap((model) => model.tasks));
+  let kept = {};
+  try {
+    kept = JSON.parse(read(SETTINGS) ?? "{}");
+  } catch {
+    // Settings of another version are worth nothing.
+  }
+  const wanted = MODES.find((one) => one.task === kept.task && tasks.has(one.task));
+  mode = wanted ?? MODES.find((one) => tasks.has(one.task)) ?? MODES[0];
+  showTabs(at("tabs"), tasks, mode, enter);
+  if (typeof kept.negative === "string") at("negative").value = kept.negative;
+  setCount(kept.count ?? 1);
+  fitMode(kept);
+}
+
+/** Goes over to another task. */
+function enter(wanted) {
+  if (running) return;
+  const kept = settings();
+  mode = wanted;
+  markTab(at("tabs"), mode);
+  closeTrouble();
+  fitMode(kept);
+  remember();
+}
+
+/** Shows what the mode needs, and the models that do it. */
+function fitMode(wanted) {
+  models = offered.filter((model) => model.tasks.includes(mode.task));
+  at("ask").textContent = mode.title;
+  at("source").hidden = !mode.easel;
+  at("words").hidden = !mode.words;
+  at("count-field").hidden = !mode.words;
+  at("settings").hidden = !mode.words;
+  at("ideas").hidden = Boolean(mode.easel);
+  for (const part of EASEL_PARTS) at(`part-${part}`).hidden = !mode.parts.includes(part);
+  easel.use(mode.easel ?? "picture");
+  showEasel();
   at("model").replaceChildren(
     ...models.map((model) => {
       const option = document.createElement("option");
@@ -135,17 +182,12 @@ async function loadModels() {
       return option;
     }),
   );
-  let kept = {};
-  try {
-    kept = JSON.parse(read(SETTINGS) ?? "{}");
-  } catch {
-    // Settings of another version are worth nothing.
-  }
-  if (models.some((model) => model.id === kept.model)) at("model").value = kept.model;
-  if (typeof kept.negative === "string") at("negative").value = kept.negative;
-  setCount(kept.count ?? 1);
-  fitControls(kept);
+  if (models.some((model) => model.id === wanted.model)) at("model").value = wanted.model;
+  at("make-label").textContent = restingLabel();
+  fitControls(wanted);
 }
+
+const restingLabel = () => (mode.task === "nsfw-classification" ? "Check it" : "Make it");
 
 function model() {
   return models.find((model) => model.id === at("model").value);
@@ -153,8 +195,21 @@ function model() {
 
 /** Gives every control the range of the model, and the values wanted where they fit. */
 function fitControls(wanted = settings()) {
-  const limits = model()?.text_to_image;
+  const factors = model()?.upscale?.factors ?? [];
+  at("factor").replaceChildren(
+    ...factors.map((factor) => {
+      const option = document.createElement("option");
+      option.value = factor;
+      option.textContent = `${factor} times each side`;
+      return option;
+    }),
+  );
+  showValues();
+  const limits = model()?.generation;
   if (!limits) return;
+  [at("strength").min, at("strength").max] = [limits.strength.min, limits.strength.max];
+  if (mode.task === "inpaint") at("strength").value = limits.strength.max;
+  else if (mode.task === "image-to-image") at("strength").value = limits.strength.default;
   for (const [id, fallback] of [["steps", 1], ["guidance", 0.1]]) {
     const { min, max, step, default: usual } = limits[id];
     const input = at(id);
@@ -187,6 +242,7 @@ function fits({ min, max }, value) {
 
 function settings() {
   return {
+    task: mode.task,
     model: at("model").value,
     negative: at("negative").value,
     steps: Number(at("steps").value),
@@ -202,7 +258,7 @@ function remember() {
 }
 
 function showValues() {
-  for (const id of ["steps", "guidance"]) {
+  for (const id of SLIDERS) {
     const input = at(id);
     at(`${id}-value`).textContent = number.format(input.value);
     const share = (input.value - input.min) / (input.max - input.min || 1);
@@ -218,7 +274,7 @@ function setCount(wanted) {
 }
 
 function counted() {
-  const limit = model()?.text_to_image.prompt_bytes;
+  const limit = model()?.generation?.prompt_bytes;
   const length = new TextEncoder().encode(at("prompt").value).length;
   const close = limit && length > limit * 0.7;
   at("prompt-count").textContent = close ? `${length} / ${limit}` : "";
@@ -230,37 +286,177 @@ function counted() {
 async function make() {
   if (running) return;
   closeTrouble();
-  const prompt = at("prompt").value.trim() || at("prompt").placeholder;
-  at("prompt").value = prompt;
+  if (mode.easel && !easel.isReady) {
+    at("easel-hint").textContent = easelHint();
+    (easel.picture || mode.easel === "scribble" ? at("easel") : at("file")).focus();
+    return;
+  }
+  if (mode.words && !at("prompt").value.trim()) at("prompt").value = at("prompt").placeholder;
   if (!api.storedKey()) {
     askKey("Pictures need a key: paste yours.", make);
     return;
   }
   const wanted = settings();
-  const body = {
-    model: wanted.model,
-    prompt,
-    n: wanted.count,
-    size: `${wanted.width}x${wanted.height}`,
-    steps: wanted.steps,
-    guidance: wanted.guidance,
-  };
-  if (wanted.negative.trim()) body.negative_prompt = wanted.negative.trim();
+  const body = mode.words ? wordsOf(wanted) : { model: wanted.model };
+  if (!mode.words) wanted.count = 1;
+  if (mode.easel) [wanted.width, wanted.height] = [at("easel").width, at("easel").height];
   begin(wanted);
   const request = running;
   try {
+    await addPictures(body);
+    if (mode.task === "nsfw-classification") {
+      await check(request, body);
+      end(request);
+      return;
+    }
     const handle = {
       progress: (event) => progress(request, event),
       completed: (event) => completed(request, event, body),
       blocked: (event) => request.tiles[event.index]?.blocked(),
     };
-    await api.generate(api.storedKey(), body, handle, request.abort.signal);
+    await api.generate(api.storedKey(), mode.path, body, handle, request.abort.signal);
     announce(request.done === 1 ? "The picture is ready." : `${request.done} pictures are ready.`);
   } catch (error) {
     if (error.name === "AbortError") announce("Stopped.");
     else trouble(error);
   }
   end(request);
+}
+
+function wordsOf(wanted) {
+  const body = {
+    model: wanted.model,
+    prompt: at("prompt").value.trim(),
+    n: wanted.count,
+    size: mode.easel ? "auto" : `${wanted.width}x${wanted.height}`,
+    steps: wanted.steps,
+    guidance: wanted.guidance,
+  };
+  if (wanted.negative.trim()) body.negative_prompt = wanted.negative.trim();
+  return body;
+}
+
+/** What the mode needs besides words. */
+async function addPictures(body) {
+  const value = (id) => Number(at(id).value);
+  if (mode.parts.includes("strength")) body.strength = value("strength");
+  switch (mode.task) {
+    case "inpaint":
+      body.image = await easel.pictureText();
+      body.mask = await easel.marksText();
+      break;
+    case "uncrop":
+      body.image = await easel.pictureText();
+      for (const side of ["left", "right", "top", "bottom"]) body[side] = Math.max(0, Math.trunc(value(`pad-${side}`)) || 0);
+      break;
+    case "scribble":
+      body.scribble = easel.isMarked
+        ? { image: await easel.marksText(), prepared: true, scale: value("scale") }
+        : { image: await easel.pictureText(), prepared: false, scale: value("scale") };
+      break;
+    case "canny":
+    case "depth":
+      body[mode.task] = { image: await easel.pictureText(), scale: value("scale") };
+      break;
+    case "upscale":
+      body.image = await easel.pictureText();
+      body.factor = value("factor");
+      break;
+    case "nsfw-classification":
+      body.input = [await easel.pictureText()];
+      break;
+    case "image-to-image":
+      body.image = await easel.pictureText();
+      break;
+  }
+}
+
+/** Has the picture judged, and shows the verdict beside it. */
+async function check(request, body) {
+  const picture = new Blob([Uint8Array.from(atob(body.input[0]), (character) => character.charCodeAt(0))], { type: "image/png" });
+  const answer = await api.post(api.storedKey(), mode.path, body, request.abort.signal);
+  const { nsfw, scores } = answer.data[0];
+  const verdict = nsfw ? "Not safe for work" : "Safe for work";
+  const classes = Object.entries(scores).sort(([, a], [, b]) => b - a);
+  request.done += 1;
+  request.tiles[0].completed(picture, verdict);
+  about({
+    blob: picture,
+    prompt: verdict,
+    facts: [
+      ...classes.map(([name, share]) => [name.charAt(0).toUpperCase() + name.slice(1), `${number.format(share * 100)} %`]),
+      ["Model", answer.model],
+      ["Time", `${(answer.elapsed_ms / 1000).toFixed(2)} s`],
+      ["Miner", answer.miner ? network.short(answer.miner) : "this node", answer.miner],
+    ],
+  });
+  announce(`${verdict}.`);
+}
+
+// ---------------------------------------------------------------------------------------------- easel
+
+function setEaselUp() {
+  easel = new Easel(at("easel"), showEasel);
+  at("brush").addEventListener("input", () => {
+    easel.brush = Number(at("brush").value);
+    easel.show();
+  });
+  at("file").addEventListener("change", () => take(at("file").files[0]));
+  at("easel-last").addEventListener("click", () => take(shown?.blob));
+  at("easel-clear").addEventListener("click", () => easel.clear());
+  at("easel-drop").addEventListener("click", () => {
+    at("file").value = "";
+    easel.drop();
+  });
+  const box = at("source");
+  box.addEventListener("dragover", (event) => event.preventDefault());
+  box.addEventListener("drop", (event) => {
+    event.preventDefault();
+    take(event.dataTransfer.files[0]);
+  });
+}
+
+async function take(blob) {
+  if (!blob) return;
+  try {
+    await easel.take(blob);
+  } catch {
+    at("easel-hint").textContent = "That is no picture this browser can read: take a PNG, JPEG or WebP file.";
+  }
+}
+
+function showEasel() {
+  const drawing = easel.draws;
+  const blank = !easel.picture && easel.kind !== "scribble";
+  at("easel").hidden = blank;
+  at("easel-empty").hidden = !blank;
+  at("easel").dataset.draws = drawing;
+  at("easel").setAttribute("aria-label", drawing ? "Your picture to draw on: arrow keys move the brush, Space lowers and lifts it" : "Your picture");
+  at("easel-clear").hidden = !easel.isMarked;
+  at("easel-drop").hidden = !easel.picture;
+  at("easel-hint").textContent = easelHint();
+  at("easel-last").disabled = !shown?.blob;
+}
+
+function easelHint() {
+  if (easel.kind === "mask") {
+    if (!easel.picture) return "Choose a picture, then paint over what should be made anew.";
+    return easel.isMarked ? "What is painted white is made anew." : "Paint over what should be made anew.";
+  }
+  if (easel.kind === "scribble") return easel.isMarked ? "" : "Draw, or choose a picture whose outline is taken.";
+  return easel.picture ? "" : "Choose a picture first.";
+}
+
+/** Puts the picture on the stage on the easel. */
+async function workOnShown() {
+  if (!shown || running) return;
+  await take(shown.blob);
+  if (!mode.easel) {
+    const next = MODES.find((one) => one.easel && offered.some((model) => model.tasks.includes(one.task)));
+    if (next) enter(next);
+  }
+  at("source").scrollIntoView({ block: "nearest", behavior: calm() ? "auto" : "smooth" });
+  at("tabs").querySelector("[aria-selected=true]")?.focus();
 }
 
 function begin(wanted) {
@@ -288,7 +484,7 @@ function end(request) {
   at("running").hidden = true;
   at("stop").hidden = true;
   at("make").disabled = false;
-  at("make-label").textContent = "Make it";
+  at("make-label").textContent = restingLabel();
   at("frame").removeAttribute("aria-busy");
   running = undefined;
   const left = request.tiles.filter((tile) => tile.finished);
@@ -348,7 +544,8 @@ async function completed(request, event, body) {
   const bytes = Uint8Array.from(atob(event.b64_json), (character) => character.charCodeAt(0));
   const picture = {
     blob: new Blob([bytes], { type: "image/png" }),
-    prompt: body.prompt,
+    prompt: body.prompt ?? `${event.factor} times as large`,
+    task: event.task,
     negative: body.negative_prompt ?? "",
     model: event.model,
     size: event.size,
@@ -384,12 +581,15 @@ function about(picture) {
   shown = picture;
   at("about").hidden = false;
   at("about-prompt").textContent = picture.prompt;
-  const facts = [
+  at("easel-last").disabled = false;
+  at("continue").hidden = !offered.some((model) => MODES.some((one) => one.easel && model.tasks.includes(one.task)));
+  at("reuse").hidden = picture.steps === undefined;
+  const facts = picture.facts ?? [
     ["Model", picture.model],
+    ["Task", picture.task ?? "text-to-image"],
     ["Size", picture.size.replace("x", " × ")],
-    ["Steps", number.format(picture.steps)],
-    ["Guidance", number.format(picture.guidance)],
-    ["Seed", String(picture.seed)],
+    ...(picture.steps === undefined ? [] : [["Steps", number.format(picture.steps)], ["Guidance", number.format(picture.guidance)]]),
+    ...(picture.seed === null || picture.seed === undefined ? [] : [["Seed", String(picture.seed)]]),
     ["Time", `${(picture.elapsed_ms / 1000).toFixed(2)} s`],
     ["Miner", picture.miner ? network.short(picture.miner) : "this node", picture.miner],
   ];
@@ -410,12 +610,14 @@ function about(picture) {
   downloadUrl = URL.createObjectURL(picture.blob);
   at("download").href = downloadUrl;
   const slug = picture.prompt.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 40);
-  at("download").download = `${slug || "argus"}-${picture.seed}.png`;
+  at("download").download = `${slug || "argus"}${picture.seed ? `-${picture.seed}` : ""}.png`;
   at("remove").hidden = picture.id === undefined;
 }
 
 function reuse() {
   if (!shown) return;
+  const again = MODES.find((one) => one.task === (shown.task ?? "text-to-image"));
+  if (again !== mode && offered.some((model) => model.tasks.includes(again.task))) enter(again);
   at("prompt").value = shown.prompt;
   at("negative").value = shown.negative;
   if (models.some((model) => model.id === shown.model)) at("model").value = shown.model;
@@ -496,6 +698,7 @@ function clearStage() {
   at("about").hidden = true;
   at("tiles").hidden = true;
   at("empty").hidden = false;
+  at("easel-last").disabled = true;
 }
 
 // -------------------------------------------------------------------------------------------- trouble
@@ -526,7 +729,7 @@ function trouble(error) {
     countDown(error.retryAfter);
   } else if (error.code === "insufficient_quota") {
     offer("Use another key", () => askKey("", make));
-  } else if (models.length === 0) {
+  } else if (offered.length === 0) {
     offer("Try again", async () => {
       closeTrouble();
       await loadModels();

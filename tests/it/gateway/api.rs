@@ -317,7 +317,7 @@ async fn models_status_and_health_need_no_key() {
     let list = value(running.get("/v1/models").send().await.unwrap()).await;
     assert_eq!(list["object"], "list");
     assert_eq!(list["data"][0]["id"], "local-disc");
-    assert_eq!(list["data"][0]["text_to_image"]["steps"]["max"], 50);
+    assert_eq!(list["data"][0]["generation"]["steps"]["max"], 50);
     let one = value(running.get("/v1/models/local-mean").send().await.unwrap()).await;
     assert_eq!(one["tasks"], json!(["image-embedding"]));
     let (status, none) = error(running.get("/v1/models/dall-e-3").send().await.unwrap()).await;

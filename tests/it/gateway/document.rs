@@ -134,6 +134,7 @@ async fn real_answers_are_as_the_document_says() {
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     let schemas = Schemas(&document);
     let picture = STANDARD.encode(super::api::png(4, 4, [5, 6, 7]));
+    let small = STANDARD.encode(super::api::png(64, 64, [5, 6, 7]));
     let with = |mut body: Value, field: &str, value: Value| {
         body[field] = value;
         body
@@ -151,6 +152,16 @@ async fn real_answers_are_as_the_document_says() {
         ("/v1/embeddings", json!({ "input": [picture.clone(), picture.clone()] }), 200),
         ("/v1/embeddings", json!({ "input": picture, "encoding_format": "base64" }), 200),
         ("/v1/embeddings", json!({ "input": "?" }), 400),
+        ("/v1/images/edits", json!({ "prompt": "x", "image": small }), 200),
+        ("/v1/images/variations", json!({ "image": small }), 200),
+        ("/v1/images/image-to-image", json!({ "prompt": "x", "image": small, "strength": 0.5 }), 200),
+        ("/v1/images/inpaint", json!({ "prompt": "x", "image": small, "mask": small }), 200),
+        ("/v1/images/inpaint", json!({ "prompt": "x", "image": small, "mask": "?" }), 400),
+        ("/v1/images/uncrop", json!({ "prompt": "x", "image": small, "left": 64 }), 200),
+        ("/v1/images/controls", json!({ "prompt": "x", "scribble": small }), 200),
+        ("/v1/images/controls", json!({ "prompt": "x", "depth": { "image": small, "scale": 0.5 } }), 200),
+        ("/v1/images/upscale", json!({ "image": small, "factor": 2 }), 200),
+        ("/v1/images/nsfw", json!({ "input": [small] }), 200),
     ];
     let mut seen = Vec::new();
     for (path, body, status) in posts {

@@ -3,8 +3,10 @@
 mod api;
 mod browser;
 mod document;
+mod easel;
 mod hostile;
 mod keys;
+mod pictures;
 mod service;
 mod streams;
 mod studio;

@@ -11,7 +11,7 @@ use std::{
 
 use argus::gateway::{
     Allowed, ChainStatus, GenerationLimits, MinerStatus, ModelCard, PeriodStatus, Progress, Served, Service,
-    ServiceError, Status,
+    ServiceError, Status, UpscaleLimits,
 };
 use argus_protocols::{
     Answer, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Task, TaskKind,
@@ -72,7 +72,7 @@ impl Local {
         })
     }
 
-    /// The text-to-image tasks asked so far.
+    /// The tasks asked so far that make pictures from words.
     pub fn pictures(&self) -> Vec<Generation> {
         let tasks = self.tasks.lock();
         let pictures = tasks.iter().filter_map(|task| match task {
@@ -157,7 +157,7 @@ impl Service for Local {
                 description: "A disc in a colour of the seed".into(),
                 license: "MIT".into(),
                 created: 1_790_000_000,
-                tasks: vec![TaskKind::TextToImage],
+                tasks: TaskKind::ALL.into_iter().filter(|task| task.is_generation()).collect(),
                 generation: Some(GenerationLimits {
                     width: size,
                     height: size,
@@ -176,11 +176,23 @@ impl Service for Local {
                 description: "The mean colour".into(),
                 license: "MIT".into(),
                 created: 1_790_000_000,
-                tasks: vec![TaskKind::ImageEmbedding],
+                tasks: vec![TaskKind::ImageEmbedding, TaskKind::NsfwClassification],
                 generation: None,
                 upscale: None,
                 embedding_dimensions: Some(3),
                 work_units: 0.2,
+                miners,
+            },
+            ModelCard {
+                id: "local-grow".into(),
+                description: "Larger pixels".into(),
+                license: "MIT".into(),
+                created: 1_790_000_000,
+                tasks: vec![TaskKind::Upscale],
+                generation: None,
+                upscale: Some(UpscaleLimits { factors: vec![2, 4], max_edge: 512 }),
+                embedding_dimensions: None,
+                work_units: 0.5,
                 miners,
             },
         ]
@@ -206,8 +218,9 @@ impl Service for Local {
             Task::ImageEmbedding(task) => {
                 Ok(Answer::Embeddings(task.pictures.iter().map(|p| mean(p)).collect()))
             }
-            Task::Upscale(_) | Task::NsfwClassification(_) => {
-                Err(ServiceError::Invalid("not offered".into()))
+            Task::Upscale(task) => Ok(Answer::Picture(larger(&task.picture, task.factor))),
+            Task::NsfwClassification(task) => {
+                Ok(Answer::Classes(task.pictures.iter().map(|p| classes(p)).collect()))
             }
         };
         call.ended = true;
@@ -244,6 +257,22 @@ impl Service for Local {
             }),
         }
     }
+}
+
+fn larger(png: &[u8], factor: u32) -> Vec<u8> {
+    let picture = image::load_from_memory(png).expect("the gateway sends what decodes").into_rgb8();
+    let picture = image::RgbImage::from_fn(picture.width() * factor, picture.height() * factor, |x, y| {
+        *picture.get_pixel(x / factor, y / factor)
+    });
+    let mut bytes = Vec::new();
+    picture.write_to(&mut Cursor::new(&mut bytes), image::ImageFormat::Png).unwrap();
+    bytes
+}
+
+/// Red is not safe for work.
+fn classes(png: &[u8]) -> NsfwScores {
+    let red = mean(png)[0];
+    NsfwScores { drawing: 0.0, hentai: 0.0, neutral: 1.0 - red, porn: red, sexy: 0.0 }
 }
 
 fn mean(png: &[u8]) -> Vec<f32> {

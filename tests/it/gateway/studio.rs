@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A browser, or nothing where none is installed. On the project's own machines one must be.
-async fn open_browser() -> Option<Browser> {
+pub async fn open_browser() -> Option<Browser> {
     match browser::find() {
         Some(program) => Some(Browser::start(program).await),
         None if std::env::var("CI").is_ok_and(|ci| ci == "true") => {
@@ -28,14 +28,14 @@ async fn open_browser() -> Option<Browser> {
     }
 }
 
-async fn finished(browser: &mut Browser) {
+pub async fn finished(browser: &mut Browser) {
     browser
         .until("document.getElementById('running').hidden && !document.getElementById('about').hidden")
         .await;
 }
 
 /// Opens the studio with the test's key, as a link from `argus devnet` does.
-async fn enter(browser: &mut Browser, running: &Running) {
+pub async fn enter(browser: &mut Browser, running: &Running) {
     browser.open(&running.url(&format!("/#key={}", running.key))).await;
 }
 
@@ -246,7 +246,7 @@ const CONTRAST: &str = "(() => {
 })()";
 
 /// Controls without a name that a screen reader could say.
-const NAMELESS: &str = "[...document.querySelectorAll('button, input, select, textarea, a')].filter((e) =>
+pub const NAMELESS: &str = "[...document.querySelectorAll('button, input, select, textarea, a')].filter((e) =>
   !e.getAttribute('aria-label') && !e.textContent.trim() && !(e.labels?.length > 0)).map((e) => e.id || e.outerHTML)";
 
 #[tokio::test]
