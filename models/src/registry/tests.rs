@@ -73,8 +73,16 @@ fn unsound_models_are_refused() {
         ("id = \"argus-tiny\"", "id = \"clip-tiny\"", "twice"),
         ("id = \"argus-tiny\"", "id = \"argus-huge\"", "embedded"),
         ("source = \"embedded\"", "path = \"a\"\nsource = \"embedded\"", "either source"),
-        ("tasks = [\"text-to-image\"]", "tasks = []", "tasks must be"),
-        ("tasks = [\"text-to-image\"]", "tasks = [\"image-embedding\"]", "tasks must be"),
+        (
+            "tasks = [\"text-to-image\", \"image-to-image\", \"inpaint\", \"uncrop\"]",
+            "tasks = []",
+            "tasks must be",
+        ),
+        (
+            "tasks = [\"text-to-image\", \"image-to-image\", \"inpaint\", \"uncrop\"]",
+            "tasks = [\"image-embedding\"]",
+            "tasks must be",
+        ),
         ("max = 50, default = 20", "max = 50, default = 60", "default"),
         ("max = 64, multiple_of = 64", "max = 64, multiple_of = 0", "size"),
         ("max = 12.0", "max = inf", "guidance"),
