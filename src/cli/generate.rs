@@ -19,13 +19,7 @@ pub struct Args {
     #[command(subcommand)]
     task: Option<TaskArgs<ApiOptions>>,
     #[command(flatten)]
-    plain: Option<Plain>,
-}
-
-#[derive(clap::Args)]
-struct Plain {
-    #[command(flatten)]
-    asked: TextToImage,
+    plain: Option<TextToImage>,
     #[command(flatten)]
     api: ApiOptions,
 }
@@ -44,7 +38,7 @@ pub struct ApiOptions {
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let (asked, api) = match (args.task, args.plain) {
         (Some(task), _) => task.read()?,
-        (None, Some(Plain { asked, api })) => (asked.read()?, api),
+        (None, Some(plain)) => (plain.read()?, args.api),
         (None, None) => anyhow::bail!("say what the picture should show, or name a task (see --help)"),
     };
     let client = Client::new(&api.api, api.key);

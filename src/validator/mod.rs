@@ -131,3 +131,19 @@ fn complete(mut settings: Settings, jobs: &Jobs) -> Result<Settings, ValidatorEr
     }
     if settings.tasks.is_empty() { Err(ValidatorError::NoTask) } else { Ok(settings) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_asked_for_and_paid() {
+        for task in TaskKind::ALL {
+            assert_eq!(USUAL_TASKS.iter().filter(|(usual, ..)| *usual == task).count(), 1, "{task}");
+        }
+        let whole: f64 = USUAL_TASKS.iter().map(|(_, share, _)| share).sum();
+        assert!((whole - 1.0).abs() < 1e-9, "{whole}");
+        let a_second: f64 = USUAL_TASKS.iter().map(|(.., interval_ms)| 1e3 / f64::from(*interval_ms)).sum();
+        assert!(a_second < 0.6, "{a_second} queries a second");
+    }
+}

@@ -127,7 +127,9 @@ const CORES: &[&str] = &[
     "src/validator/period.rs",
     "src/validator/round.rs",
     "src/validator/select.rs",
-    "src/validator/synthetic.rs",
+    "src/validator/synthetic/mod.rs",
+    "src/validator/synthetic/gallery.rs",
+    "src/validator/synthetic/prompts.rs",
     "src/validator/weights.rs",
     "src/verify",
 ];

@@ -319,7 +319,7 @@ async fn models_status_and_health_need_no_key() {
     assert_eq!(list["data"][0]["id"], "local-disc");
     assert_eq!(list["data"][0]["generation"]["steps"]["max"], 50);
     let one = value(running.get("/v1/models/local-mean").send().await.unwrap()).await;
-    assert_eq!(one["tasks"], json!(["image-embedding"]));
+    assert_eq!(one["tasks"], json!(["image-embedding", "nsfw-classification"]));
     let (status, none) = error(running.get("/v1/models/dall-e-3").send().await.unwrap()).await;
     assert_eq!((status.as_u16(), none["code"].as_str()), (404, Some("model_not_found")));
 
