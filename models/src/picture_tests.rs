@@ -106,7 +106,7 @@ fn exif_orientation_is_applied() {
 
 #[test]
 fn alpha_is_read_where_there_is_some() {
-    let half = ImageBuffer::from_fn(3, 2, |x, _| image::Rgba([9, 9, 9, [0, 128, 255][x as usize]]));
+    let half = ImageBuffer::from_fn(3, 2, |x, _| Rgba([9u8, 9, 9, [0, 128, 255][x as usize]]));
     let (size, alpha) = RgbPicture::decode_alpha(&encode(half, ImageFormat::Png), &SMALL).unwrap().unwrap();
     assert_eq!((size.width.get(), size.height.get()), (3, 2));
     assert_eq!(alpha, [0, 128, 255, 0, 128, 255]);

@@ -5,6 +5,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, anyhow, bail};
+use argus_models::Registry;
 use argus_protocols::{Answer, Hotkey, Task, TaskKind, query::Deadlines};
 use rand::TryRngCore;
 use serde_json::json;
@@ -56,7 +57,10 @@ pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 /// The task that the arguments mean by the node's registry, checked as the API checks it.
 fn task(asked: Asked, config: &Config) -> anyhow::Result<Task> {
-    let registry = super::models::open(config.engine.registry.as_deref())?;
+    let registry = match &config.engine.registry {
+        None => Registry::default(),
+        Some(path) => Registry::open(path).with_context(|| path.display().to_string())?,
+    };
     let cards: Vec<_> = registry.models().iter().map(jobs::card).collect();
     let refused = |error: crate::gateway::ApiError| anyhow!("{}", error.detail.message);
     let draft = orders::draft(asked.kind, asked.body, &cards).map_err(refused)?;
