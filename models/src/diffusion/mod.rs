@@ -22,7 +22,7 @@ mod vae;
 #[cfg(test)]
 mod layout_tests;
 #[cfg(test)]
-mod pipeline_tests;
+pub(crate) mod pipeline_tests;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! Pictures from pictures, inpainting and ControlNets against diffusers, on tiny random models
 //! (`models/training/fixtures/pipelines.py`); and requests that no network can take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -10,6 +10,8 @@ use super::layout_tests::{Layout, Packing};
 use super::tests::{assert_close, keep_going, relative_error};
 use super::*;
 use crate::layers::FeatureMap;
+use crate::preprocess::{self, CannyThresholds};
+use crate::resample::Filter;
 
 const EDGE: u32 = 32;
 const TIMESTEP: f64 = 481.0;
@@ -18,13 +20,13 @@ const SCALES: [f32; 2] = [0.7, 0.4];
 const KINDS: [ControlKind; 2] = [ControlKind::Scribble, ControlKind::Canny];
 
 /// One of a family's models, as files that a user would have.
-struct Family {
+pub(crate) struct Family {
     model: Layout,
     controls: Option<Layout>,
 }
 
 impl Family {
-    fn unpack(name: &str) -> Self {
+    pub(crate) fn unpack(name: &str) -> Self {
         let model = Layout::unpack_from("pipelines", name, Packing::Whole);
         let has_controls = name != "sd21";
         let controls = has_controls
@@ -32,7 +34,11 @@ impl Family {
         Self { model, controls }
     }
 
-    fn control_folder(&self, kind: ControlKind) -> PathBuf {
+    pub(crate) fn model_folder(&self) -> &Path {
+        self.model.folder.path()
+    }
+
+    pub(crate) fn control_folder(&self, kind: ControlKind) -> PathBuf {
         self.controls.as_ref().unwrap().folder.path().join(kind.to_string())
     }
 
@@ -239,7 +245,7 @@ fn large_pictures_are_taken_in_tiles_as_diffusers_takes_them() {
 fn what_is_not_made_anew_stays_to_the_bit() {
     let family = Family::unpack("sd15");
     let pipeline = family.open().unwrap();
-    let picture = family.picture("picture").resize(EDGE, EDGE, crate::resample::Filter::Lanczos);
+    let picture = family.picture("picture").resize(EDGE, EDGE, Filter::Lanczos);
     let mask = Mask::from_fn(EDGE, EDGE, |x, y| x > 12 && y < 9);
     let start = Start::Inpaint { picture: picture.clone(), mask: mask.clone(), strength: 1.0 };
     let made = pipeline.generate(&family.request(start, 0), &mut keep_going).unwrap();
@@ -259,6 +265,30 @@ fn what_is_not_made_anew_stays_to_the_bit() {
     assert_eq!(made.crop(7, 0, 20, 18), small);
     assert_eq!(made, pipeline.generate(&request, &mut keep_going).unwrap());
     assert_ne!(made, pipeline.generate(&Generate { seed: 9, ..request }, &mut keep_going).unwrap());
+}
+
+#[test]
+fn control_pictures_are_made_of_others() {
+    let family = Family::unpack("sd15");
+    let pipeline = family.open().unwrap();
+    let photo = RgbPicture::from_fn(60, 44, |x, y| match (x / 20 + y / 15) % 2 {
+        0 => [230, 200, (4 * x) as u8],
+        _ => [10, (5 * y) as u8, 60],
+    });
+    let seen = photo.resize(EDGE, EDGE, Filter::Lanczos);
+    for (kind, prepared) in [
+        (ControlKind::Scribble, preprocess::scribble(&seen)),
+        (ControlKind::Canny, preprocess::canny(&seen, CannyThresholds::CONTROL)),
+    ] {
+        assert!(prepared.pixels().contains(&255), "{kind}: nothing is drawn");
+        let made = |picture: &RgbPicture, is_prepared: bool| {
+            let control = Control { kind, picture: picture.clone(), is_prepared, scale: 1.0 };
+            let request = Generate { controls: vec![control], ..family.request(Start::Noise, 0) };
+            pipeline.generate(&request, &mut keep_going).unwrap()
+        };
+        assert_eq!(made(&photo, false), made(&prepared, true));
+        assert_ne!(made(&photo, true), made(&prepared, true));
+    }
 }
 
 #[track_caller]

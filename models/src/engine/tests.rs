@@ -350,3 +350,47 @@ fn factors_and_tasks_that_a_model_cannot_do_are_told_at_the_start() {
         "the registry says that model `upscale-x2` enlarges 4 times, but it can [2]"
     );
 }
+
+#[test]
+fn a_model_with_control_nets_is_served_from_files() {
+    let family = crate::diffusion::pipeline_tests::Family::unpack("sd15");
+    let control = |kind: ControlKind| format!("controls.{kind}.path = {:?}\n", family.control_folder(kind));
+    let text = format!(
+        "[[model]]\nid = \"random\"\narchitecture = \"stable-diffusion\"\npath = {:?}\nlicence = \"none\"\n\
+         tasks = [\"text-to-image\", \"image-to-image\", \"scribble\", \"canny\"]\nscheduler = \"unipc\"\n\
+         size = {{ min = 32, max = 64, multiple_of = 4, default = 32 }}\n\
+         steps = {{ min = 1, max = 9, default = 2 }}\nguidance = {{ min = 0.0, max = 9.0, default = 2.0 }}\n\
+         work_units = 1.0\ntimeout_seconds = 60\nverification = \"compare\"\nnumerics = \"portable-f32\"\n{}{}",
+        family.model_folder(),
+        control(ControlKind::Scribble),
+        control(ControlKind::Canny),
+    );
+    let registry = Registry::from_toml(&text).unwrap();
+    let engine = Engine::start(&EngineConfig { models: vec![id("random")], ..config() }, &registry).unwrap();
+    let picture = fixture("scene-64x64.png");
+    let control = |kind, scale| Control { kind, picture: picture.clone(), is_prepared: false, scale };
+    let job = |start: Start, controls: Vec<Control>| {
+        let Job::Generate { request, .. } = apple(5, 2) else { unreachable!() };
+        Job::Generate { model: id("random"), request: Generate { start, controls, ..request } }
+    };
+    let both = vec![control(ControlKind::Canny, 0.5), control(ControlKind::Scribble, 1.5)];
+    let from = Start::Picture { picture: picture.clone(), strength: 0.5 };
+    let steered = run(&engine, job(from.clone(), both));
+    assert_ne!(steered, run(&engine, job(from, Vec::new())));
+    let uncrop =
+        Start::Uncrop { picture: picture.crop(0, 0, 32, 64), pads: Pads { right: 32, ..Pads::default() } };
+    let refused = refusal(&engine, job(uncrop, vec![control(ControlKind::Canny, 1.0)])).to_string();
+    assert!(refused.contains("does not serve uncrop"), "{refused}");
+    for (controls, says) in [
+        (vec![control(ControlKind::Canny, f32::NAN)], "scale is NaN"),
+        (vec![control(ControlKind::Canny, 1.0); 5], "5 pictures"),
+        (vec![control(ControlKind::Canny, 1.0), control(ControlKind::Depth, 1.0)], "control is depth"),
+    ] {
+        let refused = refusal(&engine, job(Start::Noise, controls)).to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+    // A registry that offers more than the model can do.
+    let more = Registry::from_toml(&text.replace("multiple_of = 4", "multiple_of = 2")).unwrap();
+    let error = Engine::start(&EngineConfig { models: vec![id("random")], ..config() }, &more).err().unwrap();
+    assert_eq!(error.reason(), "sizes");
+}
