@@ -9,7 +9,11 @@ use std::time::Duration;
 use candle_core::{DType, Device};
 use serde::Deserialize;
 
-use super::{Architecture, EdgeRange, ModelTask, PictureLimits, Range};
+use crate::device::DeviceKind;
+use crate::nsfw::NsfwModel;
+use crate::upscale::Upscaler;
+
+use super::{Architecture, EdgeRange, ModelTask, PictureLimits, Range, UpscaleLimits};
 use crate::loader::{LoadError, ModelFiles};
 
 /// The most sub-folders of a model that are looked at.
@@ -17,7 +21,8 @@ const MAX_FOLDERS: usize = 64;
 /// Networks that no pipeline here runs; the safety of pictures is judged by the embedded classifier.
 const LEFT_OUT: [&str; 1] = ["safety_checker"];
 /// The small files of a part, all but its weights.
-const SMALL_FILES: [&str; 8] = [
+const SMALL_FILES: [&str; 9] = [
+    "model_index.json",
     "config.json",
     "scheduler_config.json",
     "preprocessor_config.json",
@@ -44,6 +49,7 @@ pub struct Inspection {
     /// The files that are read, with `/`, sorted.
     pub files: Vec<String>,
     pub pictures: Option<PictureLimits>,
+    pub upscale: Option<UpscaleLimits>,
     pub work_units: f64,
     pub timeout: Duration,
     /// What a processor needs for it in f32, in bytes.
@@ -55,6 +61,11 @@ struct Class {
     #[serde(rename = "_class_name")]
     class: Option<String>,
     model_type: Option<String>,
+    #[serde(default)]
+    architectures: Vec<String>,
+    /// Of upscalers.
+    architecture: Option<String>,
+    scale: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -65,7 +76,7 @@ struct UNetFigures {
 }
 
 #[derive(Deserialize)]
-struct VaeFigures {
+struct AutoencoderFigures {
     block_out_channels: Vec<usize>,
 }
 
@@ -83,18 +94,33 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
     if files.contains("model_index.json") {
         return diffusion(path, &files);
     }
+    if has_parts(path, &files, "prior") && has_parts(path, &files, "decoder") {
+        return kandinsky(path, &files, "decoder/");
+    }
+    if !files.contains("config.json") && files.contains("model.safetensors") {
+        return classifier(&files);
+    }
     let config: Class = files.config("config.json")?;
-    match (config.model_type.as_deref(), config.class.as_deref()) {
-        (Some("clip"), _) => clip(&files),
-        (_, Some("ControlNetModel")) => Err(files.unknown(
+    if config.architectures.iter().any(|name| name == "StableDiffusionSafetyChecker") {
+        return classifier(&files);
+    }
+    match (config.model_type.as_deref(), config.class.as_deref(), config.architecture.as_deref()) {
+        (Some("clip"), ..) => clip(&files),
+        (_, Some("ControlNetModel"), _) => Err(files.unknown(
             "config.json",
             "a ControlNet by itself; add it to the model that it steers with `--control KIND=FOLDER`, and it",
         )),
-        (kind, class) => {
+        (None, None, Some(_)) if config.scale.is_some() => upscaler(&files),
+        (kind, class, _) => {
             let what = class.or(kind).unwrap_or("a model without a class");
             Err(files.unknown("config.json", format!("`{what}`")))
         }
     }
+}
+
+/// Whether a folder of the model is itself one of diffusers.
+fn has_parts(path: &Path, files: &ModelFiles, folder: &str) -> bool {
+    path.join(folder).is_dir() && files.contains(&format!("{folder}/model_index.json"))
 }
 
 /// The files of a ControlNet's folder.
@@ -156,41 +182,66 @@ fn part(files: &ModelFiles, name: &str) -> Result<PartFound, LoadError> {
 
 fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
     let index: Class = files.config("model_index.json")?;
-    let class = index.class.unwrap_or_default();
-    let (architecture, unet) = match class.as_str() {
+    match index.class.unwrap_or_default().as_str() {
         "StableDiffusionPipeline"
         | "StableDiffusionInpaintPipeline"
         | "StableDiffusionImg2ImgPipeline"
         | "StableDiffusionXLPipeline"
         | "StableDiffusionXLInpaintPipeline"
-        | "StableDiffusionXLImg2ImgPipeline" => (Architecture::StableDiffusion, "unet"),
-        other => return Err(files.unknown("model_index.json", format!("`{other}`"))),
-    };
-    let mut all = vec!["model_index.json".to_owned()];
+        | "StableDiffusionXLImg2ImgPipeline" => {
+            let vae = files.config::<AutoencoderFigures>("vae/config.json")?;
+            latent(Architecture::StableDiffusion, path, files, "", &vae)
+        }
+        "KandinskyV22CombinedPipeline" | "KandinskyV22InpaintCombinedPipeline" => kandinsky(path, files, ""),
+        "KandinskyV22Pipeline" | "KandinskyV22InpaintPipeline" | "KandinskyV22PriorPipeline" => {
+            Err(files.unknown(
+                "model_index.json",
+                "half of a Kandinsky; put prior and decoder into one folder, as `prior` and `decoder`, and it",
+            ))
+        }
+        other => Err(files.unknown("model_index.json", format!("`{other}`"))),
+    }
+}
+
+/// `decoder` is what the decoder's paths begin with.
+fn kandinsky(path: &Path, files: &ModelFiles, decoder: &str) -> Result<Inspection, LoadError> {
+    let movq = files.config::<AutoencoderFigures>(&format!("{decoder}movq/config.json"))?;
+    latent(Architecture::Kandinsky, path, files, decoder, &movq)
+}
+
+/// A model that makes pictures out of latents, by the UNet below `prefix`.
+fn latent(
+    architecture: Architecture,
+    path: &Path,
+    files: &ModelFiles,
+    prefix: &str,
+    autoencoder: &AutoencoderFigures,
+) -> Result<Inspection, LoadError> {
+    let mut all = Vec::new();
     let (mut numbers, mut unet_numbers) = (0, 0);
     for folder in folders(path)? {
-        if LEFT_OUT.contains(&folder.as_str()) {
-            continue;
-        }
         let found = part(files, &folder)?;
         numbers += found.numbers;
-        if folder == unet {
+        if folder == format!("{prefix}unet") {
             unet_numbers = found.numbers;
         }
         all.extend(found.files);
     }
     all.sort();
-    let figures: UNetFigures = files.config("unet/config.json")?;
-    let vae: VaeFigures = files.config("vae/config.json")?;
-    let scheduler: SchedulerFigures = files.config("scheduler/scheduler_config.json")?;
-    let tasks = match figures.in_channels {
+    let unet_path = format!("{prefix}unet/config.json");
+    let unet: UNetFigures = files.config(&unet_path)?;
+    let scheduler: SchedulerFigures = files.config(&format!("{prefix}scheduler/scheduler_config.json"))?;
+    let tasks = match unet.in_channels {
         9 => vec![ModelTask::Inpaint, ModelTask::Uncrop],
+        _ if architecture == Architecture::Kandinsky => {
+            vec![ModelTask::TextToImage, ModelTask::ImageToImage]
+        }
         _ => {
             vec![ModelTask::TextToImage, ModelTask::ImageToImage, ModelTask::Inpaint, ModelTask::Uncrop]
         }
     };
-    let scale = 1u32 << vae.block_out_channels.len().saturating_sub(1).min(8);
-    let size = edges(files, &figures, scale)?;
+    let scale = 1u32 << autoencoder.block_out_channels.len().saturating_sub(1).min(8);
+    let size = edges(files, &unet_path, &unet, scale)?;
     let pictures = limits(size, &scheduler);
     let latents = f64::from(size.default / scale).powi(2);
     let pixels = u64::from(size.default).pow(2);
@@ -199,6 +250,7 @@ fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
         tasks,
         files: all,
         pictures: Some(pictures),
+        upscale: None,
         work_units: rounded(unet_numbers as f64 * latents * pictures.steps.default as f64 / UNIT_COST),
         timeout: Duration::from_secs(if size.default > 768 { 60 } else { 30 }),
         memory: numbers * 4 + pixels * PIXEL_BYTES,
@@ -206,7 +258,7 @@ fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
 }
 
 /// Edges around the one that the model was trained at.
-fn edges(files: &ModelFiles, unet: &UNetFigures, scale: u32) -> Result<EdgeRange, LoadError> {
+fn edges(files: &ModelFiles, path: &str, unet: &UNetFigures, scale: u32) -> Result<EdgeRange, LoadError> {
     let blocks = unet.block_out_channels.len().clamp(1, 8) as u32;
     // The UNet halves its latents between blocks.
     let least = scale << (blocks - 1);
@@ -217,7 +269,7 @@ fn edges(files: &ModelFiles, unet: &UNetFigures, scale: u32) -> Result<EdgeRange
     let largest = crate::diffusion::MAX_EDGE as u32 / multiple_of * multiple_of;
     if default > largest {
         return Err(files.bad_config(
-            "unet/config.json",
+            path,
             format!("sample_size makes pictures of {default} pixels, more than the {largest} allowed"),
         ));
     }
@@ -246,6 +298,52 @@ fn clip(files: &ModelFiles) -> Result<Inspection, LoadError> {
         tasks: vec![ModelTask::ImageEmbedding],
         files: found.files,
         pictures: None,
+        upscale: None,
+        work_units: rounded(CLIP_UNITS * found.numbers as f64 / CLIP_NUMBERS),
+        timeout: Duration::from_secs(6),
+        memory: found.numbers * 4,
+    })
+}
+
+/// What an upscaler takes for each pixel that it is given, beside the weights, in bytes.
+const UPSCALED_PIXEL_BYTES: u64 = 4 << 10;
+/// The longest edge that an upscaler is offered for.
+const UPSCALED_EDGE: u32 = 1024;
+/// Numbers of the embedded upscaler that doubles, whose picture of 256×256 is one work unit.
+const UPSCALER_NUMBERS: f64 = 0.55e6;
+
+fn upscaler(files: &ModelFiles) -> Result<Inspection, LoadError> {
+    let network = Upscaler::open(files, DeviceKind::Cpu, 1)?;
+    let mut found = part(files, "")?;
+    found.files.sort();
+    Ok(Inspection {
+        architecture: Architecture::Upscaler,
+        tasks: vec![ModelTask::Upscale],
+        files: found.files,
+        pictures: None,
+        upscale: Some(UpscaleLimits { factors: network.factors().to_vec(), max_edge: UPSCALED_EDGE }),
+        work_units: rounded(found.numbers as f64 / UPSCALER_NUMBERS),
+        timeout: Duration::from_secs(30),
+        memory: found.numbers * 4 + u64::from(UPSCALED_EDGE).pow(2) * UPSCALED_PIXEL_BYTES,
+    })
+}
+
+fn classifier(files: &ModelFiles) -> Result<Inspection, LoadError> {
+    // Those without a config are known by their weights.
+    NsfwModel::open(files, DeviceKind::Cpu, 1)?;
+    let mut found = part(files, "")?;
+    if found.numbers == 0 {
+        let (_, weights) = files.weight_files("")?;
+        found.numbers = files.weights_of("", &weights, &Device::Cpu, DType::F32)?.numbers();
+        found.files.extend(weights);
+    }
+    found.files.sort();
+    Ok(Inspection {
+        architecture: Architecture::NsfwClassifier,
+        tasks: vec![ModelTask::NsfwClassification],
+        files: found.files,
+        pictures: None,
+        upscale: None,
         work_units: rounded(CLIP_UNITS * found.numbers as f64 / CLIP_NUMBERS),
         timeout: Duration::from_secs(6),
         memory: found.numbers * 4,
@@ -259,7 +357,26 @@ fn rounded(units: f64) -> f64 {
     ((units / digit).round() * digit * 1000.0).round() / 1000.0
 }
 
+/// The model's own folder, the folders in it and those in them, as paths with `/`.
 fn folders(path: &Path) -> Result<Vec<String>, LoadError> {
+    let mut folders = vec![String::new()];
+    for inside in below(path)? {
+        if LEFT_OUT.contains(&inside.as_str()) {
+            continue;
+        }
+        let deeper = below(&path.join(&inside))?;
+        folders.extend(
+            deeper
+                .iter()
+                .filter(|name| !LEFT_OUT.contains(&name.as_str()))
+                .map(|name| format!("{inside}/{name}")),
+        );
+        folders.push(inside);
+    }
+    Ok(folders)
+}
+
+fn below(path: &Path) -> Result<Vec<String>, LoadError> {
     let unreadable = |source| LoadError::Unreadable { path: path.display().to_string(), source };
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(path).map_err(unreadable)? {
@@ -274,6 +391,5 @@ fn folders(path: &Path) -> Result<Vec<String>, LoadError> {
             );
         }
     }
-    folders.sort();
     Ok(folders)
 }

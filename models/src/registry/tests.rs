@@ -320,6 +320,17 @@ fn looking_at_a_folder_finds_its_architecture_files_and_limits() {
     // Its numbers take at least twice their size in f16.
     assert!(found.memory > 2 * 20_000_000 && found.memory < 1 << 30, "{}", found.memory);
 
+    let upscaler = inspect(&weights("upscale-x4")).unwrap();
+    assert_eq!(
+        (upscaler.architecture, upscaler.tasks.as_slice()),
+        (Architecture::Upscaler, &[ModelTask::Upscale][..])
+    );
+    assert_eq!(upscaler.upscale.unwrap().factors, [2, 4]);
+    assert_eq!(upscaler.files, ["config.json", "model.safetensors"]);
+    let classifier = inspect(&weights("nsfw-mobilenetv2")).unwrap();
+    assert_eq!(classifier.architecture, Architecture::NsfwClassifier);
+    assert_eq!(classifier.files, ["model.safetensors"]);
+
     let clip = inspect(&weights("clip")).unwrap();
     assert_eq!((clip.architecture, clip.pictures), (Architecture::Clip, None));
     assert!(clip.files.contains(&"model.safetensors".to_owned()));

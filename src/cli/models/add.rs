@@ -187,6 +187,11 @@ impl Entry<'_> {
             ];
             table["guidance"] = inline(guidance.map(|(key, guidance)| (key, f64::from(guidance).into())));
         }
+        if let Some(limits) = &found.upscale {
+            let factors: Array = limits.factors.iter().map(|factor| i64::from(*factor)).collect();
+            table["upscale"] =
+                inline([("factors", factors.into()), ("max_edge", i64::from(limits.max_edge).into())]);
+        }
         table["work_units"] = value(self.args.work_units.unwrap_or(found.work_units));
         table["timeout_seconds"] = value(self.args.timeout.unwrap_or(found.timeout.as_secs()) as i64);
         table["memory_mib"] = value(found.memory.div_ceil(1 << 20) as i64);
