@@ -19,3 +19,4 @@ pub mod node;
 pub mod store;
 pub mod validator;
 pub mod verify;
+pub mod worker;

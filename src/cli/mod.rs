@@ -26,6 +26,7 @@ mod table;
 mod task;
 mod validator;
 mod wallet;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ enum Command {
     Validator(validator::Args),
     /// Run a public node: bootstrap, reachability tests, relaying.
     Relay(relay::Args),
+    /// Run models behind HTTP, for a miner elsewhere.
+    Worker(worker::Args),
     /// Run a chain for development.
     Devchain(devchain::Args),
     /// Run a whole network on this machine.
@@ -106,6 +109,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Miner(_)
             | Command::Validator(_)
             | Command::Relay(_)
+            | Command::Worker(_)
             | Command::Devchain(_)
             | Command::Devnet(_)
     );
@@ -114,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Miner(args) => block_on(miner::run(args, cli.json)),
         Command::Validator(args) => block_on(validator::run(args, cli.json)),
         Command::Relay(args) => block_on(relay::run(args, cli.json)),
+        Command::Worker(args) => block_on(worker::run(args, cli.json)),
         Command::Devchain(args) => block_on(devchain::run(args, cli.json)),
         Command::Devnet(args) => block_on(devnet::run(args, cli.json)),
         Command::Chain(args) => block_on(chain::run(args, cli.json)),

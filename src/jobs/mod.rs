@@ -209,6 +209,34 @@ fn check_strength(spec: &ModelSpec, asked: &Generation) -> Result<(), BackendErr
     }
 }
 
+/// Holds a task against what its model allows, before anything in it is decoded, and says how much work it is.
+pub fn work(spec: &ModelSpec, task: &Task) -> Result<f64, BackendError> {
+    let serves = |kind| spec.serves(model_task(kind));
+    match task {
+        Task::Generation(asked) if asked.parts().all(serves) => {
+            let plain = pictures::plain(asked);
+            spec.check(&plain).map_err(|error| BackendError::Invalid(error.to_string()))?;
+            check_strength(spec, asked)?;
+            Ok(generation_work(spec, asked))
+        }
+        Task::Upscale(asked) if serves(TaskKind::Upscale) => {
+            answer_size(task)?;
+            let (width, height) = pictures::size_to_upscale(asked)?;
+            if let Some(limits) = spec.upscale.as_ref().filter(|limits| !limits.contains(width, height)) {
+                return Err(BackendError::Invalid(format!(
+                    "the picture is {width}×{height}; at most {} a side are upscaled",
+                    limits.max_edge
+                )));
+            }
+            Ok(spec.upscale_work(width, height))
+        }
+        Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) if serves(task.kind()) => {
+            Ok(spec.work_units * asked.pictures.len() as f64)
+        }
+        _ => Err(BackendError::Incapable),
+    }
+}
+
 fn another_output() -> BackendError {
     BackendError::Failed("the engine gave another output than was asked for".into())
 }
@@ -266,31 +294,7 @@ impl Backend for Jobs {
     }
 
     fn work(&self, task: &Task) -> Result<f64, BackendError> {
-        let spec = self.spec(task.model()).ok_or(BackendError::Incapable)?;
-        let serves = |kind| spec.serves(model_task(kind));
-        match task {
-            Task::Generation(asked) if asked.parts().all(serves) => {
-                let plain = pictures::plain(asked);
-                spec.check(&plain).map_err(|error| BackendError::Invalid(error.to_string()))?;
-                check_strength(spec, asked)?;
-                Ok(generation_work(spec, asked))
-            }
-            Task::Upscale(asked) if serves(TaskKind::Upscale) => {
-                answer_size(task)?;
-                let (width, height) = pictures::size_to_upscale(asked)?;
-                if let Some(limits) = spec.upscale.as_ref().filter(|limits| !limits.contains(width, height)) {
-                    return Err(BackendError::Invalid(format!(
-                        "the picture is {width}×{height}; at most {} a side are upscaled",
-                        limits.max_edge
-                    )));
-                }
-                Ok(spec.upscale_work(width, height))
-            }
-            Task::ImageEmbedding(asked) | Task::NsfwClassification(asked) if serves(task.kind()) => {
-                Ok(spec.work_units * asked.pictures.len() as f64)
-            }
-            _ => Err(BackendError::Incapable),
-        }
+        work(self.spec(task.model()).ok_or(BackendError::Incapable)?, task)
     }
 
     async fn run(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError> {

@@ -1,4 +1,4 @@
-//! What does the work behind a miner: the embedded engine now, a fleet behind an HTTP endpoint later.
+//! What does the work behind a miner: the embedded engine, or workers behind an HTTP endpoint.
 
 use argus_protocols::{Answer, Capability, Reason, Task, TaskKind};
 use async_trait::async_trait;
@@ -44,6 +44,16 @@ impl BackendError {
 pub trait Backend: Send + Sync + 'static {
     /// Runs a small job on each model and says what it measured. A model whose job fails is left out.
     async fn warm_up(&self) -> Vec<Capability>;
+
+    /// Resolves with what can be served from now on, when that changes. Cancel-safe.
+    async fn changed(&self) -> Vec<Capability> {
+        std::future::pending().await
+    }
+
+    /// Whether models may come, through [`Self::changed`], where the warm-up found none.
+    fn can_recover(&self) -> bool {
+        false
+    }
 
     /// Jobs that run at once.
     fn slots(&self) -> usize;

@@ -106,6 +106,14 @@ impl Backend for Dishonest {
         self.honest.warm_up().await
     }
 
+    async fn changed(&self) -> Vec<Capability> {
+        self.honest.changed().await
+    }
+
+    fn can_recover(&self) -> bool {
+        self.honest.can_recover()
+    }
+
     fn slots(&self) -> usize {
         self.honest.slots()
     }

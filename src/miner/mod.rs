@@ -11,6 +11,7 @@ pub mod admission;
 pub mod backend;
 #[cfg(feature = "adversary")]
 pub mod dishonest;
+pub mod http;
 mod metrics;
 pub mod queue;
 mod serve;
@@ -44,6 +45,7 @@ use crate::{
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     pub admission: admission::Settings,
+    pub backend: BackendSettings,
     /// How long a request's body may take to arrive, milliseconds.
     pub body_ms: u32,
     /// How long running queries are given to end when the node shuts down, milliseconds.
@@ -52,8 +54,24 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { admission: admission::Settings::default(), body_ms: 20_000, drain_ms: 10_000 }
+        Self {
+            admission: admission::Settings::default(),
+            backend: BackendSettings::default(),
+            body_ms: 20_000,
+            drain_ms: 10_000,
+        }
     }
+}
+
+/// What does the work.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum BackendSettings {
+    /// The engine of this process.
+    #[default]
+    Engine,
+    /// Workers elsewhere.
+    Http(http::Settings),
 }
 
 impl Settings {
@@ -146,7 +164,10 @@ pub async fn run(
         () = shared.closing.cancelled() => return Ok(()),
     };
     if found.is_empty() {
-        return Err(MinerError::NoModel);
+        if !shared.backend.can_recover() {
+            return Err(MinerError::NoModel);
+        }
+        tracing::warn!("nothing can be served yet: the worker does not answer; it is waited for");
     }
     shared.take_measurements(&found);
     // The receiver may be gone: a miner without a record still answers those who know it.
@@ -157,6 +178,11 @@ pub async fn run(
     let ended = loop {
         let query = tokio::select! {
             query = queries.recv() => query,
+            found = shared.backend.changed() => {
+                shared.take_measurements(&found);
+                let _ = capabilities.send(found);
+                continue;
+            }
             () = shared.closing.cancelled() => break Ok(()),
         };
         let Some(query) = query else { break Err(MinerError::Net) };

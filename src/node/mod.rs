@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 pub use admin::{AdminClient, AdminError};
 pub use folder::{DataFolder, FolderError};
+pub use roles::start_engine;
 
 use crate::{
     config::Config,

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 mod by_hand;
 mod tasks;
+mod workers;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_argus");
 

@@ -9,20 +9,24 @@ use std::{
 use super::*;
 
 /// A process of the binary that has said it is ready.
-struct Node {
+pub(super) struct Node {
     child: Child,
-    ready: Value,
+    pub(super) ready: Value,
     dir: PathBuf,
 }
 
 impl Node {
-    fn start(log: &Path, arguments: &[&str], dir: PathBuf) -> Self {
+    pub(super) fn start(log: &Path, arguments: &[&str], dir: PathBuf) -> Self {
+        let data_dir = dir.display().to_string();
+        Self::start_without_folder(log, &[arguments, &["--data-dir", &data_dir]].concat(), dir)
+    }
+
+    /// One that keeps nothing on disk.
+    pub(super) fn start_without_folder(log: &Path, arguments: &[&str], dir: PathBuf) -> Self {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let mut child = Command::new(BINARY)
             .arg("--json")
             .args(arguments)
-            .arg("--data-dir")
-            .arg(&dir)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -46,7 +50,7 @@ impl Node {
     }
 
     /// `kill -9`.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -59,14 +63,15 @@ impl Drop for Node {
     }
 }
 
-fn argus(arguments: &[&str]) -> Value {
+pub(super) fn argus(arguments: &[&str]) -> Value {
     let output = Command::new(BINARY).arg("--json").args(arguments).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "argus {arguments:?}: {error}");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-const LISTEN: [&str; 4] = ["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
+pub(super) const LISTEN: [&str; 4] =
+    ["--listen", "/ip4/127.0.0.1/tcp/0", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"];
 
 /// A network by hand, with two miners.
 struct ByHand {
