@@ -22,6 +22,9 @@ import signal
 import subprocess
 import sys
 
+# A busy machine takes longer than Serve's five seconds to start its proxy.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+
 import aiohttp
 import ray
 from ray import serve

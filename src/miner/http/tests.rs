@@ -100,7 +100,7 @@ fn task_of(width: u32, height: u32) -> Task {
 }
 
 fn png(width: u32, height: u32) -> File {
-    File(RgbPicture::from_fn(width, height, |x, y| [x as u8 * 3, y as u8 * 3, 90]).encode_png())
+    File(RgbPicture::from_fn(width, height, |x, y| [(x * 3) as u8, (y * 3) as u8, 90]).encode_png())
 }
 
 async fn run(backend: &Http) -> Result<Answer, BackendError> {
