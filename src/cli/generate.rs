@@ -6,7 +6,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use super::task::{Asked, TaskArgs, TextToImage, classes, lines};
+use super::task::{Asked, TaskArgs, TextToImage, Words, classes, lines};
 use crate::{
     client::{Client, Progress},
     gateway::orders,
@@ -14,12 +14,14 @@ use crate::{
 
 /// `argus generate PROMPT` is short for `argus generate text-to-image PROMPT`.
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
     task: Option<TaskArgs<ApiOptions>>,
+    /// What the picture should show.
+    prompt: Option<String>,
     #[command(flatten)]
-    plain: Option<TextToImage>,
+    words: Words,
     #[command(flatten)]
     api: ApiOptions,
 }
@@ -36,9 +38,9 @@ pub struct ApiOptions {
 
 /// Asks, shows the steps, writes the file.
 pub async fn run(args: Args, json: bool) -> anyhow::Result<()> {
-    let (asked, api) = match (args.task, args.plain) {
+    let (asked, api) = match (args.task, args.prompt) {
         (Some(task), _) => task.read()?,
-        (None, Some(plain)) => (plain.read()?, args.api),
+        (None, Some(prompt)) => (TextToImage { prompt, words: args.words }.read()?, args.api),
         (None, None) => anyhow::bail!("say what the picture should show, or name a task (see --help)"),
     };
     let client = Client::new(&api.api, api.key);

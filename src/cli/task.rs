@@ -23,7 +23,7 @@ pub enum TaskArgs<C: clap::Args> {
     Scribble(With<Steered, C>),
     /// A picture from words and the edges of a picture.
     Canny(With<Steered, C>),
-    /// A picture from words and the depth of a picture.
+    /// A picture from words and a depth map (near is bright; say --prepared).
     Depth(With<Steered, C>),
     /// A picture made larger.
     Upscale(With<Upscale, C>),
@@ -45,9 +45,9 @@ pub struct With<A: clap::Args, C: clap::Args> {
 #[derive(clap::Args)]
 pub struct TextToImage {
     /// What the picture should show.
-    prompt: String,
+    pub prompt: String,
     #[command(flatten)]
-    words: Words,
+    pub words: Words,
 }
 
 #[derive(clap::Args)]
@@ -146,7 +146,7 @@ pub struct Pictures {
 
 /// What every picture from words has.
 #[derive(clap::Args)]
-struct Words {
+pub struct Words {
     /// Model id [default: the first that does this].
     #[arg(long)]
     model: Option<String>,

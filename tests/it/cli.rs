@@ -102,6 +102,8 @@ fn the_commands_of_the_readme_are_commands() {
             line.find("argus ").filter(|at| inside && (*at == 0 || line[..*at].ends_with("$(")))
         {
             let command = line[at..].split(" | ").next().unwrap().trim_end_matches(')');
+            // "…" stands for flags that were given before.
+            let command = command.replace(" … ", " ");
             let words = words(&command.replace("$name", "name").replace("$HOTKEY", HOTKEY));
             if let Err(error) = Cli::try_parse_from(&words) {
                 panic!("README: {command}\n{error}");

@@ -356,7 +356,8 @@ async function addPictures(body) {
       break;
     case "canny":
     case "depth":
-      body[mode.task] = { image: await easel.pictureText(), scale: value("scale") };
+      // Edges are drawn by the miner; depth is not seen by any, so a depth map is sent.
+      body[mode.task] = { image: await easel.pictureText(), prepared: mode.task === "depth", scale: value("scale") };
       break;
     case "upscale":
       body.image = await easel.pictureText();
@@ -444,6 +445,7 @@ function easelHint() {
     return easel.isMarked ? "What is painted white is made anew." : "Paint over what should be made anew.";
   }
   if (easel.kind === "scribble") return easel.isMarked ? "" : "Draw, or choose a picture whose outline is taken.";
+  if (mode.task === "depth") return "A depth map: what is near is bright.";
   return easel.picture ? "" : "Choose a picture first.";
 }
 

@@ -10,6 +10,7 @@ mod prompts;
 
 use argus_models::{
     ModelSpec, RgbPicture,
+    preprocess::{self, CannyThresholds, GreyPicture},
     registry::{EdgeRange, PictureLimits},
 };
 use argus_protocols::{
@@ -142,7 +143,8 @@ impl Synthesiser {
         }
     }
 
-    /// The picture that steers, as it is: making lines or depth of it is the miner's work too.
+    /// The picture that steers: as it is, so that drawing its lines is the miner's work too, or its lines
+    /// drawn here. Any picture in grey is a depth map.
     fn controls(&self, task: TaskKind, width: u32, height: u32, rng: &mut StdRng) -> Vec<Control> {
         let kind = match task {
             TaskKind::Scribble => ControlKind::Scribble,
@@ -150,8 +152,16 @@ impl Synthesiser {
             TaskKind::Depth => ControlKind::Depth,
             _ => return Vec::new(),
         };
-        let picture = self.gallery.lock().draw_sized(width, height, rng).encode_png();
-        vec![Control { kind, picture, is_prepared: false, scale: rng.random_range(CONTROL_SCALE) }]
+        let picture = self.gallery.lock().draw_sized(width, height, rng);
+        let is_prepared = kind == ControlKind::Depth || rng.random();
+        let picture = match kind {
+            _ if !is_prepared => picture,
+            ControlKind::Scribble => preprocess::scribble(&picture),
+            ControlKind::Canny => preprocess::canny(&picture, CannyThresholds::CONTROL),
+            ControlKind::Depth => GreyPicture::of(&picture).to_rgb(),
+        };
+        let scale = rng.random_range(CONTROL_SCALE);
+        vec![Control { kind, picture: picture.encode_png(), is_prepared, scale }]
     }
 }
 
