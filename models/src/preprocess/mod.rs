@@ -7,12 +7,12 @@
 
 mod canny;
 mod circle;
-
+mod depth;
 mod grey;
 
 pub use canny::CannyThresholds;
 pub use circle::{Circle, RADII};
-
+pub use depth::DepthEstimator;
 pub use grey::GreyPicture;
 
 use crate::picture::RgbPicture;

@@ -3,8 +3,8 @@
 
 use candle_core::Tensor;
 
-use super::{Border, GenerateResult, MAX_CHANNELS, MAX_LAYERS, Network, Plan, Progress, pixel_shuffle};
-use crate::layers::{Conv2d, ConvExtras, FeatureMap, Rectifier, Window};
+use super::{Border, GenerateResult, MAX_CHANNELS, MAX_LAYERS, Network, Plan, Progress};
+use crate::layers::{Conv2d, ConvExtras, FeatureMap, Rectifier, Window, pixel_shuffle};
 use crate::weights::{Weights, WeightsResult};
 
 pub(super) struct Compact {

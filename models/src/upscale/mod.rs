@@ -332,27 +332,3 @@ fn unwrapped(weights: Weights) -> Weights {
         .find(|inner| ["conv_first.weight", "body.0.weight"].iter().any(|name| inner.contains(name)))
         .unwrap_or(weights)
 }
-
-/// `[1, channels · r², height, width]` to `[1, channels, height · r, width · r]`: each pixel's channels
-/// become a square of pixels.
-fn pixel_shuffle(input: &Tensor, r: usize) -> candle_core::Result<Tensor> {
-    let (batch, channels, height, width) = input.dims4()?;
-    let channels = channels / (r * r);
-    input.reshape((batch, channels, r, r, height, width))?.permute((0, 1, 4, 2, 5, 3))?.reshape((
-        batch,
-        channels,
-        height * r,
-        width * r,
-    ))
-}
-
-/// The inverse of [`pixel_shuffle`].
-fn pixel_unshuffle(input: &Tensor, r: usize) -> candle_core::Result<Tensor> {
-    let (batch, channels, height, width) = input.dims4()?;
-    input.reshape((batch, channels, height / r, r, width / r, r))?.permute((0, 1, 3, 5, 2, 4))?.reshape((
-        batch,
-        channels * r * r,
-        height / r,
-        width / r,
-    ))
-}

@@ -10,8 +10,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Border, GenerateResult, MAX_CHANNELS, MAX_LAYERS, Network, Plan, Progress, pixel_unshuffle};
-use crate::layers::{Conv2d, ConvExtras, Extent, FeatureMap, Rectifier, Window};
+use super::{Border, GenerateResult, MAX_CHANNELS, MAX_LAYERS, Network, Plan, Progress};
+use crate::layers::{Conv2d, ConvExtras, Extent, FeatureMap, Rectifier, Window, pixel_unshuffle};
 use crate::weights::{Weights, WeightsResult};
 
 /// Slope of the rectifiers below zero.

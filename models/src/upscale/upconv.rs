@@ -3,8 +3,8 @@
 
 use candle_core::Tensor;
 
-use super::{Border, GenerateResult, MAX_CHANNELS, Network, Plan, Progress, pixel_shuffle};
-use crate::layers::{Conv2d, FeatureMap, Rectifier, Window};
+use super::{Border, GenerateResult, MAX_CHANNELS, Network, Plan, Progress};
+use crate::layers::{Conv2d, FeatureMap, Rectifier, Window, pixel_shuffle};
 use crate::weights::{Weights, WeightsResult};
 
 const SCALE: usize = 2;
