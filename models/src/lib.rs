@@ -3,6 +3,7 @@
 //! Nothing here knows the network, the protocols or the node. Pictures, prompts
 //! and weights files are hostile input: limits are checked before allocation.
 
+mod checkpoint;
 pub mod clip;
 pub mod device;
 pub mod diffusion;
@@ -13,6 +14,7 @@ pub mod features;
 pub mod kandinsky;
 mod layers;
 pub mod loader;
+pub mod lora;
 pub mod noise;
 pub mod nsfw;
 pub mod picture;

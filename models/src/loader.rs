@@ -6,12 +6,15 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::checkpoint::Checkpoint;
 use crate::embedded::EmbeddedFile;
+use crate::lora::Lora;
 use crate::registry::{Component, ModelId, ModelSource};
 use crate::tokenizer::TokenizerError;
 use crate::verified::{FileProblem, Pins};
@@ -92,6 +95,10 @@ pub struct ModelFiles {
     place: Place,
     /// What files on disk must be; others are as if they were not there.
     pins: Option<Pins>,
+    /// The weights of all parts in one file.
+    checkpoint: Option<Arc<Checkpoint>>,
+    /// Merged into weights as they are read.
+    loras: Vec<Arc<Lora>>,
 }
 
 #[derive(Debug, Clone)]
@@ -101,10 +108,14 @@ enum Place {
 }
 
 impl ModelFiles {
-    /// A folder on disk.
+    fn at(name: String, place: Place) -> Self {
+        Self { name, place, pins: None, checkpoint: None, loras: Vec::new() }
+    }
+
+    /// A folder on disk, or the file of a single-file checkpoint.
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        Self { name: path.display().to_string(), place: Place::Folder(path), pins: None }
+        Self::at(path.display().to_string(), Place::Folder(path))
     }
 
     /// The folder of a component of a registry's model. Where the registry pins files, no others are
@@ -128,7 +139,7 @@ impl ModelFiles {
 
     /// A model in the binary.
     pub(crate) fn embedded(name: &str, files: &'static [EmbeddedFile]) -> Self {
-        Self { name: format!("the embedded model {name}"), place: Place::Embedded(files), pins: None }
+        Self::at(format!("the embedded model {name}"), Place::Embedded(files))
     }
 
     /// Where the files are, for messages.
@@ -136,8 +147,85 @@ impl ModelFiles {
         &self.name
     }
 
+    /// With a LoRA of which `file` is the one in `files`, merged into the weights at `scale`.
+    pub fn with_lora(&self, files: &Self, file: &str, scale: f32) -> Result<Self, LoadError> {
+        let mut model = self.in_parts()?;
+        let label = format!("{}/{file}", files.name);
+        let lora = Lora::open(&label, files.bytes(file)?, scale)?;
+        if let Some(part) = lora.parts().find(|part| !model.contains(&format!("{part}/config.json"))) {
+            let detail = format!("it changes the model's {part}, but {} has none", self.name);
+            return Err(WeightsError::Unsuitable { file: label, detail }.into());
+        }
+        model.loras.push(Arc::new(lora));
+        Ok(model)
+    }
+
+    /// The same model, seen in the layout of diffusers where it is a checkpoint of one file: the only
+    /// safetensors file of its folder, or the file that its path names.
+    pub(crate) fn in_parts(&self) -> Result<Self, LoadError> {
+        let Place::Folder(path) = &self.place else { return Ok(self.clone()) };
+        if self.checkpoint.is_some() || self.contains("model_index.json") {
+            return Ok(self.clone());
+        }
+        let mut files = self.clone();
+        let file = match (path.is_file(), path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            (true, Some(folder), Some(name)) => {
+                let is_here = folder.as_os_str().is_empty();
+                files.place = Place::Folder(if is_here { PathBuf::from(".") } else { folder.to_owned() });
+                name.to_owned()
+            }
+            _ => match self.only_weights(path) {
+                Some(name) => name,
+                None => return Ok(files),
+            },
+        };
+        if !file.ends_with(".safetensors") {
+            return Err(LoadError::Pickled { path: format!("{}/{file}", files.name) });
+        }
+        let label = format!("{}/{file}", files.name);
+        let label = if path.is_file() { files.name.clone() } else { label };
+        files.checkpoint = Some(Arc::new(Checkpoint::open(&label, files.bytes(&file)?)?));
+        let tokenizers = ["tokenizer/vocab.json", "tokenizer/tokenizer.json"];
+        if !tokenizers.iter().any(|tokenizer| files.contains(tokenizer)) {
+            let detail = "there is no tokenizer in such a file; put that of the model it was trained from \
+                          beside it, as tokenizer/vocab.json and tokenizer/merges.txt";
+            return Err(LoadError::Config { path: label, detail: detail.to_owned() });
+        }
+        Ok(files)
+    }
+
+    /// The weights in a folder itself, where there is one file of them; safetensors before pickles.
+    fn only_weights(&self, folder: &Path) -> Option<String> {
+        const ENDINGS: [&str; 3] = [".safetensors", ".ckpt", ".pt"];
+        /// Of a folder; a checkpoint's has a handful.
+        const MAX_LISTED: usize = 1000;
+        let listed: Vec<String> = match &self.pins {
+            Some(pins) => pins.paths().filter(|path| !path.contains('/')).map(str::to_owned).collect(),
+            None => std::fs::read_dir(folder)
+                .ok()?
+                .take(MAX_LISTED)
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+        };
+        let of = |ending: &str| listed.iter().filter(|name| name.ends_with(ending)).collect::<Vec<_>>();
+        let found = ENDINGS.iter().map(|ending| of(ending)).find(|found| !found.is_empty())?;
+        match found.as_slice() {
+            [only] => Some((*only).clone()),
+            _ => None,
+        }
+    }
+
     /// Whether there is a file at this path inside the model.
     pub(crate) fn contains(&self, path: &str) -> bool {
+        let is_built_in = |checkpoint: &Arc<Checkpoint>| {
+            let fallback = checkpoint.fallback(path);
+            checkpoint.config(path).is_some() || fallback.is_some_and(|path| self.holds(&path))
+        };
+        self.holds(path) || self.checkpoint.as_ref().is_some_and(is_built_in)
+    }
+
+    /// The same of the files themselves.
+    fn holds(&self, path: &str) -> bool {
         match &self.place {
             Place::Embedded(files) => files.iter().any(|file| file.path == path),
             Place::Folder(folder) => match &self.pins {
@@ -160,12 +248,19 @@ impl ModelFiles {
 
     /// Reads a small file.
     pub(crate) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, LoadError> {
+        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| !self.holds(path)) {
+            match (checkpoint.config(path), checkpoint.fallback(path)) {
+                (Some(config), _) => return Ok(config),
+                (None, Some(path)) if self.holds(&path) => return self.read(&path, limit),
+                _ => {}
+            }
+        }
         match &self.place {
             Place::Embedded(files) => match files.iter().find(|file| file.path == path) {
                 Some(file) => Ok(file.bytes.to_vec()),
                 None => Err(self.missing(path)),
             },
-            Place::Folder(_) if !self.contains(path) => Err(self.missing(path)),
+            Place::Folder(_) if !self.holds(path) => Err(self.missing(path)),
             Place::Folder(folder) => {
                 let bytes = self.read_from(&folder.join(path), path, limit)?;
                 self.check_pin(path, &bytes)?;
@@ -216,9 +311,24 @@ impl ModelFiles {
         LoadError::UnknownArchitecture { path: format!("{}/{path}", self.name), detail: detail.into() }
     }
 
-    /// Opens the weights in a part's folder, or in the model's own where `part` is empty: one
-    /// file or several under an index, full precision before half if there are both.
+    /// Opens the weights of a part, with what LoRAs add to them: those in its folder, or in the model's
+    /// own where `part` is empty, one file or several under an index, full precision before half if
+    /// there are both; and where there are none, those of a single-file checkpoint.
     pub(crate) fn weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
+        let mut weights = match (self.folder_weights(part, device, dtype), &self.checkpoint) {
+            (Err(LoadError::MissingWeights { model, part: of }), Some(checkpoint)) => {
+                let missing = LoadError::MissingWeights { model, part: of };
+                checkpoint.weights(part, device, dtype)?.ok_or(missing)?
+            }
+            (weights, _) => weights?,
+        };
+        for lora in &self.loras {
+            weights = weights.with_lora(part, lora)?;
+        }
+        Ok(weights)
+    }
+
+    fn folder_weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
         let (_, files) = self.weight_files(part)?;
         self.weights_of(part, &files, device, dtype)
     }
@@ -271,7 +381,7 @@ impl ModelFiles {
                 Some(file) => Ok(FileBytes::Embedded(file.bytes)),
                 None => Err(self.missing(path)),
             },
-            Place::Folder(folder) if self.contains(path) => {
+            Place::Folder(folder) if self.holds(path) => {
                 if !folder.join(path).is_file() {
                     return Err(self.missing(path));
                 }

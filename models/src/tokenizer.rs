@@ -78,24 +78,43 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, start, end, padding, window })
     }
 
-    /// The ids of a text, cut off or padded to the window. Never fails on any text of at most
+    /// How many tokens of a text fit into a window.
+    pub(crate) fn room(&self) -> usize {
+        (self.window - 2).max(1)
+    }
+
+    /// All ids of a text, without start and end. Never fails on any text of at most
     /// [`MAX_PROMPT_BYTES`]; what is longer is cut there first.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
-        let mut ids = self.encode_unpadded(text)?;
-        ids.resize(self.window, self.padding);
-        Ok(ids)
+    pub(crate) fn ids(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
+        let text = &text[..text.floor_char_boundary(MAX_PROMPT_BYTES)];
+        let encoding =
+            self.tokenizer.encode(text, false).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// One window: a start, as many ids as fit, an end, and padding.
+    pub(crate) fn window(&self, ids: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let mut window = self.unpadded(ids);
+        window.resize(self.window, self.padding);
+        window
+    }
+
+    fn unpadded(&self, ids: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let mut window = Vec::with_capacity(self.window);
+        window.push(self.start);
+        window.extend(ids.into_iter().take(self.window - 2));
+        window.push(self.end);
+        window
     }
 
     /// As [`Self::encode`], only as far as the end token.
     pub(crate) fn encode_unpadded(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
-        let text = &text[..text.floor_char_boundary(MAX_PROMPT_BYTES)];
-        let encoding =
-            self.tokenizer.encode(text, false).map_err(|error| candle_core::Error::Msg(error.to_string()))?;
-        let mut ids = Vec::with_capacity(self.window);
-        ids.push(self.start);
-        ids.extend(encoding.get_ids().iter().take(self.window - 2));
-        ids.push(self.end);
-        Ok(ids)
+        Ok(self.unpadded(self.ids(text)?))
+    }
+
+    /// The window of a text, which is cut off where it is longer.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, candle_core::Error> {
+        Ok(self.window(self.ids(text)?))
     }
 }
 

@@ -106,6 +106,11 @@ impl Pins {
         self.files.iter().any(|pin| pin.path == path)
     }
 
+    /// The paths of all pinned files.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|pin| pin.path.as_str())
+    }
+
     /// Holds the bytes of the file at this path against its pin. A file that is not pinned is missing.
     pub(crate) fn check(&self, path: &str, bytes: &[u8]) -> Result<(), FileProblem> {
         let pin = self.files.iter().find(|pin| pin.path == path).ok_or(FileProblem::Missing)?;

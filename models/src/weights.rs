@@ -11,6 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::checkpoint::names::TensorView;
+use crate::lora::{Lora, Patch};
+
 /// The longest header that is parsed, in bytes; that of Stable Diffusion XL's UNet has 200 kB.
 pub const MAX_HEADER_BYTES: u64 = 8 << 20;
 /// The most tensors in one model part; Stable Diffusion XL's UNet has 1,680.
@@ -38,6 +41,11 @@ pub enum WeightsError {
     WrongShape { file: String, name: String, expected: Vec<usize>, found: Vec<usize> },
     #[error("tensor `{name}` of {file} has numbers of type {found}; f16, bf16 and f32 are read")]
     UnsupportedType { file: String, name: String, found: String },
+    #[error(
+        "{file} has tensors that belong to no layer of this model: `{names}`; it is no LoRA of linear layers \
+         and convolutions, or one of another model"
+    )]
+    UnknownLora { file: String, names: String },
     #[error("{file}: {detail}")]
     Unsuitable { file: String, detail: String },
     #[error("cannot place weights on the device: {0}")]
@@ -59,6 +67,7 @@ impl WeightsError {
             Self::MissingTensor { .. } => "missing_tensor",
             Self::WrongShape { .. } => "wrong_shape",
             Self::UnsupportedType { .. } => "unsupported_type",
+            Self::UnknownLora { .. } => "unknown_lora",
             Self::Unsuitable { .. } => "unsuitable_weights",
             Self::Device(_) => "device",
         }
@@ -91,17 +100,22 @@ impl FileBytes {
     }
 }
 
+#[derive(Clone)]
 struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
     start: usize,
     end: usize,
+    /// Whether the file has rows and columns the other way round than `shape`.
+    transposed: bool,
 }
 
 struct Store {
     files: Vec<FileBytes>,
     entries: HashMap<String, Entry>,
+    /// What LoRAs add, by the name of the tensor.
+    patches: HashMap<String, Vec<Patch>>,
 }
 
 /// The tensors below one name, to be placed on one device.
@@ -131,7 +145,7 @@ impl Weights {
             }
         }
         Ok(Self {
-            store: Arc::new(Store { files, entries }),
+            store: Arc::new(Store { files, entries, patches: HashMap::new() }),
             label: label.into(),
             prefix: String::new(),
             device: device.clone(),
@@ -148,6 +162,48 @@ impl Weights {
     pub(crate) fn numbers(&self) -> u64 {
         let of = |entry: &Entry| entry.shape.iter().map(|&size| size as u64).product::<u64>();
         self.store.entries.values().map(of).sum()
+    }
+
+    /// The same weights under other names: those of `rename`, or none.
+    pub(crate) fn renamed(self, rename: impl Fn(&str) -> Vec<TensorView>) -> WeightsResult<Self> {
+        let mut entries = HashMap::new();
+        for (name, entry) in &self.store.entries {
+            for TensorView { name: new_name, share, transposed } in rename(name) {
+                let mut entry = entry.clone();
+                if let Some((index, of)) = share {
+                    let rows = entry.shape.first().copied().filter(|rows| rows.is_multiple_of(of));
+                    let Some(rows) = rows else {
+                        return Err(self.unsuitable(format!("`{name}` does not divide into {of} parts")));
+                    };
+                    entry.shape[0] = rows / of;
+                    let length = (entry.end - entry.start) / of;
+                    entry.start += index * length;
+                    entry.end = entry.start + length;
+                }
+                if transposed {
+                    entry.shape.reverse();
+                    entry.transposed = true;
+                }
+                entries.insert(new_name, entry);
+            }
+        }
+        let store = Store { files: self.store.files.clone(), entries, patches: HashMap::new() };
+        Ok(Self { store: Arc::new(store), ..self })
+    }
+
+    /// With what a LoRA adds to the weights of this part.
+    pub(crate) fn with_lora(self, part: &str, lora: &Arc<Lora>) -> WeightsResult<Self> {
+        let mut patches = self.store.patches.clone();
+        for (name, patch) in lora.patches(part, &self)? {
+            patches.entry(name).or_default().push(patch);
+        }
+        let (files, entries) = (self.store.files.clone(), self.store.entries.clone());
+        Ok(Self { store: Arc::new(Store { files, entries, patches }), ..self })
+    }
+
+    /// Names and shapes of all tensors of the part, in any order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.store.entries.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
     }
 
     /// Whether layers are to use the processor's own kernels.
@@ -172,6 +228,20 @@ impl Weights {
     /// The values of a tensor in main memory, row-major.
     pub(crate) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let (name, entry) = self.entry(name, shape)?;
+        let mut values = self.stored(&name, entry)?;
+        if let (true, [rows, columns]) = (entry.transposed, shape) {
+            let stored = values;
+            values =
+                (0..rows * columns).map(|place| stored[place % columns * rows + place / columns]).collect();
+        }
+        for patch in self.store.patches.get(&name).into_iter().flatten() {
+            patch.add_to(&mut values, shape.first().copied().unwrap_or(1))?;
+        }
+        Ok(values)
+    }
+
+    /// The values as they lie in the file.
+    fn stored(&self, name: &str, entry: &Entry) -> Result<Vec<f32>, WeightsError> {
         let bytes = &self.store.files[entry.file].as_slice()[entry.start..entry.end];
         match entry.dtype {
             Dtype::F16 => {
@@ -185,7 +255,7 @@ impl Weights {
             }
             other => Err(WeightsError::UnsupportedType {
                 file: self.label.to_string(),
-                name,
+                name: name.to_owned(),
                 found: format!("{other:?}"),
             }),
         }
@@ -246,6 +316,7 @@ fn read_entries(
             shape: view.shape().to_vec(),
             start,
             end: start + view.data().len(),
+            transposed: false,
         };
         entries.insert(name.to_owned(), entry);
     }

@@ -123,7 +123,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn compare(layout: &Layout, pipeline: &Pipeline) {
+pub(super) fn compare(layout: &Layout, pipeline: &Pipeline) {
     let features = pipeline.prompts.encode(&[NEGATIVE, PROMPT]).unwrap();
     assert_close(
         "negative context",

@@ -18,6 +18,7 @@ mod tiles;
 mod transformer;
 mod unet;
 mod vae;
+mod weighting;
 
 #[cfg(test)]
 mod layout_tests;
@@ -25,6 +26,8 @@ mod layout_tests;
 pub(crate) mod pipeline_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod variant_tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -173,6 +176,7 @@ impl Pipeline {
         dtype: DType,
         pool: Pool,
     ) -> Result<Self, LoadError> {
+        let files = &files.in_parts()?;
         let index: ModelIndex = files.config("model_index.json")?;
         let is_double = index.is_double(files)?;
         let unet_config = UNetConfig::open(files, "unet/config.json")?;

@@ -9,11 +9,11 @@ use crate::{
     embedded,
     features::{Features, ImageHashes},
     kandinsky::KandinskyPipeline,
-    loader::LoadError,
+    loader::{LoadError, ModelFiles},
     nsfw::{NsfwClassifier, NsfwModel, NsfwScores},
     picture::RgbPicture,
     pool::Pool,
-    registry::{Architecture, ModelId, ModelSource, ModelSpec, ModelTask},
+    registry::{Architecture, LoraSpec, ModelId, ModelSource, ModelSpec, ModelTask},
     upscale::Upscaler,
 };
 
@@ -41,6 +41,10 @@ impl Painter {
         } else {
             let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
             let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
+            let with_lora = |files: ModelFiles, (lora, spec): (ModelFiles, &LoraSpec)| {
+                files.with_lora(&lora, &spec.file, spec.scale)
+            };
+            let files = spec.lora_files().into_iter().try_fold(files.clone(), with_lora)?;
             Self::StableDiffusion(Box::new(Pipeline::open_on(&files, &controls, device, pool)?))
         };
         if let Some(kind) = spec.scheduler {

@@ -32,7 +32,6 @@ pub(crate) struct Step {
 impl Plan {
     /// Where a run begins that keeps something of a given picture: at 1 with the first step, at 0
     /// after the last.
-    #[allow(dead_code, reason = "for pipelines that start from a picture")]
     pub(crate) fn begin_at_strength(&self, strength: f32) -> usize {
         // As diffusers: the number as written, in double precision, so that 0.7 of 10 steps is 7.
         let strength = strength.to_string().parse::<f64>().unwrap_or(1.0);
@@ -42,7 +41,6 @@ impl Plan {
 
     /// The latents of a picture with as much noise as there is before step `step`; after the last
     /// step there is none. `noise`: standard normal, of the picture's length.
-    #[allow(dead_code, reason = "for pipelines that start from a picture")]
     pub(crate) fn add_noise(&self, picture: &[f32], noise: &[f32], step: usize) -> Vec<f32> {
         let mix = self.steps.get(step).map_or(Mix::CLEAN, |step| step.mix);
         picture.iter().zip(noise).map(|(picture, noise)| mix.signal * picture + mix.noise * noise).collect()
