@@ -21,6 +21,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 # A busy machine takes longer than Serve's five seconds to start its proxy.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
@@ -146,15 +147,20 @@ def main():
     parser.add_argument("--gpus", type=float, default=0.0, help="of each replica; fractions share a card")
     parser.add_argument("arguments", nargs="*", help="for `argus worker`, after --: --models argus-tiny --device cuda:0")
     given = parser.parse_args()
-    serve.start(http_options={"host": given.host, "port": given.port})
+    try:
+        serve.start(http_options={"host": given.host, "port": given.port})
+    except TimeoutError as error:
+        # Serve goes on trying, and so do we: the workers are started meanwhile.
+        print(f"{error} Waiting for them.", file=sys.stderr)
     app = application(given.argus, given.arguments, given.replicas, given.cpus, given.gpus)
     serve.run(app, name="argus", route_prefix="/")
     print(f"http://{given.host}:{given.port}/generate is served by {given.replicas} workers", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
     serve.shutdown()
 
 
 if __name__ == "__main__":
-    # Also blocked in the threads that Ray starts, so that it is main that hears them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     main()
