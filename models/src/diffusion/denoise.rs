@@ -180,7 +180,7 @@ impl Pipeline {
         let steering = |control: &Control| {
             let network = self.controls.get(&control.kind);
             let network = network.ok_or_else(|| self.no_control(control.kind))?;
-            let picture = control_picture(control, request.width, request.height);
+            let picture = self.control_picture(control, request.width, request.height)?;
             Ok(Steering {
                 network,
                 conditioning: network.prepare(text)?,
@@ -189,6 +189,23 @@ impl Pipeline {
             })
         };
         request.controls.iter().map(steering).collect()
+    }
+
+    /// What a ControlNet sees of a picture: lines are drawn at the size of the result.
+    fn control_picture(
+        &self,
+        control: &Control,
+        width: u32,
+        height: u32,
+    ) -> Result<RgbPicture, GenerateError> {
+        let picture = resized(&control.picture, width, height);
+        Ok(match (control.kind, &self.depth) {
+            _ if control.is_prepared => picture,
+            (ControlKind::Scribble, _) => preprocess::scribble(&picture),
+            (ControlKind::Canny, _) => preprocess::canny(&picture, CannyThresholds::CONTROL),
+            (ControlKind::Depth, Some(estimator)) => estimator.estimate(&picture)?,
+            (ControlKind::Depth, None) => picture,
+        })
     }
 
     pub(super) fn no_control(&self, kind: ControlKind) -> GenerateError {
@@ -269,17 +286,6 @@ impl Pipeline {
     fn unit_picture(&self, picture: &RgbPicture) -> candle_core::Result<Tensor> {
         let values = planes(picture, |sample| sample / 255.0);
         picture_tensor(picture, values)?.to_dtype(self.dtype)?.to_device(&self.device)
-    }
-}
-
-/// What a ControlNet sees of a picture: lines are drawn at the size of the result.
-fn control_picture(control: &Control, width: u32, height: u32) -> RgbPicture {
-    let picture = resized(&control.picture, width, height);
-    match control.kind {
-        _ if control.is_prepared => picture,
-        ControlKind::Scribble => preprocess::scribble(&picture),
-        ControlKind::Canny => preprocess::canny(&picture, CannyThresholds::CONTROL),
-        ControlKind::Depth => picture,
     }
 }
 

@@ -44,6 +44,7 @@ use crate::loader::{LoadError, ModelFiles};
 use crate::noise;
 use crate::picture::RgbPicture;
 use crate::pool::Pool;
+use crate::preprocess::DepthEstimator;
 use crate::registry::ModelTask;
 use crate::tokenizer::MAX_PROMPT_BYTES;
 use canvas::Canvas;
@@ -60,6 +61,10 @@ use vae::Autoencoder;
 pub const MAX_EDGE: usize = 2048;
 /// The strongest guidance.
 pub const MAX_GUIDANCE: f32 = 50.0;
+
+/// The folder in a depth ControlNet's that may hold a [`DepthEstimator`], for pictures that are no
+/// depth maps.
+const DEPTH_ESTIMATOR: &str = "depth_estimator";
 
 /// Hears of the progress of a generation, and may end it.
 pub trait StepControl {
@@ -125,6 +130,8 @@ pub struct Pipeline {
     zero_negative: bool,
     unet: UNet,
     controls: BTreeMap<ControlKind, ControlNet>,
+    /// Makes depth maps of other pictures.
+    depth: Option<DepthEstimator>,
     vae: Autoencoder,
     scheduler: Scheduler,
     latent_channels: usize,
@@ -148,7 +155,8 @@ impl Pipeline {
         Self::open_on(files, &[], device, Pool::new(threads)?)
     }
 
-    /// As [`Self::open`], with ControlNets that were trained for the model, one of a kind at most.
+    /// As [`Self::open`], with ControlNets that were trained for the model, one of a kind at most. The
+    /// folder of a depth ControlNet may hold Depth Anything as `depth_estimator`.
     pub fn open_with_controls(
         files: &ModelFiles,
         controls: &[(ControlKind, ModelFiles)],
@@ -193,11 +201,18 @@ impl Pipeline {
             let config = ControlNetConfig::open(files, "config.json", &unet_config, scale)?;
             Ok((*kind, ControlNet::load(&files.weights("", &device, dtype)?, &config)?))
         };
+        let depth = controls.iter().find(|(kind, files)| {
+            *kind == ControlKind::Depth && files.contains(&format!("{DEPTH_ESTIMATOR}/config.json"))
+        });
+        let load_depth = |(_, files): &(ControlKind, ModelFiles)| {
+            DepthEstimator::open_part(files, DEPTH_ESTIMATOR, pool.clone())
+        };
         Ok(Self {
             prompts: load_prompts(files, &device, dtype)?,
             zero_negative: is_double && index.force_zeros_for_empty_prompt,
             unet: UNet::load(&files.weights("unet", &device, dtype)?, &unet_config)?,
             controls: controls.iter().map(load_control).collect::<Result<_, LoadError>>()?,
+            depth: depth.map(load_depth).transpose()?,
             vae: Autoencoder::load(&files.weights("vae", &device, vae_dtype)?, &vae_config)?,
             scheduler,
             latent_channels: vae_config.latent_channels,
@@ -326,8 +341,8 @@ impl Pipeline {
             if !(control.scale > 0.0 && control.scale <= MAX_CONTROL_SCALE) {
                 return Err(invalid("scale", control.scale, format_args!("above 0, to {MAX_CONTROL_SCALE}")));
             }
-            if !control.is_prepared && control.kind == ControlKind::Depth {
-                let allowed = "a depth map already: this model has no estimator of depths";
+            if !control.is_prepared && control.kind == ControlKind::Depth && self.depth.is_none() {
+                let allowed = "a depth map already: this model has no depth_estimator";
                 return Err(invalid("control", "a picture that is not prepared", allowed));
             }
         }

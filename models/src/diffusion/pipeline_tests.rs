@@ -47,6 +47,24 @@ impl Family {
         kinds.iter().map(|kind| (*kind, ModelFiles::folder(self.control_folder(*kind)))).collect()
     }
 
+    /// Gives one of the ControlNets the tiny random depth model.
+    fn add_depth_estimator(&self, kind: ControlKind) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/depth.fixture");
+        let bytes = std::fs::read(path).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors: Vec<(String, TensorView)> = tensors
+            .iter()
+            .filter_map(|(name, view)| Some((name.strip_prefix("model:")?.to_owned(), view)))
+            .collect();
+        let folder = self.control_folder(kind).join(DEPTH_ESTIMATOR);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), &metadata.metadata().as_ref().unwrap()["config.json"])
+            .unwrap();
+        std::fs::write(folder.join("model.safetensors"), safetensors::serialize(tensors, None).unwrap())
+            .unwrap();
+    }
+
     fn open(&self) -> Result<Pipeline, LoadError> {
         Pipeline::open_with_controls(&self.model.files(), &self.control_files(), DeviceKind::Cpu, 1)
     }
@@ -289,6 +307,33 @@ fn control_pictures_are_made_of_others() {
         assert_eq!(made(&photo, false), made(&prepared, true));
         assert_ne!(made(&photo, true), made(&prepared, true));
     }
+}
+
+#[test]
+fn depths_are_estimated_where_the_control_net_brings_an_estimator() {
+    let family = Family::unpack("sd15");
+    let open = || {
+        let files = ModelFiles::folder(family.control_folder(ControlKind::Canny));
+        let controls = [(ControlKind::Depth, files)];
+        Pipeline::open_with_controls(&family.model.files(), &controls, DeviceKind::Cpu, 1).unwrap()
+    };
+    let request = |picture: RgbPicture, is_prepared: bool| {
+        let control = Control { kind: ControlKind::Depth, picture, is_prepared, scale: 1.0 };
+        Generate { controls: vec![control], ..family.request(Start::Noise, 0) }
+    };
+    let photo = family.picture("picture");
+    assert_eq!(
+        refused(&open(), &request(photo.clone(), false)),
+        "control is a picture that is not prepared, but it must be a depth map already: this model has no \
+         depth_estimator"
+    );
+    family.add_depth_estimator(ControlKind::Canny);
+    let pipeline = open();
+    let seen = photo.resize(EDGE, EDGE, Filter::Lanczos);
+    let map = pipeline.depth.as_ref().unwrap().estimate(&seen).unwrap();
+    let made = |request: Generate| pipeline.generate(&request, &mut keep_going).unwrap();
+    assert_eq!(made(request(photo.clone(), false)), made(request(map.clone(), true)));
+    assert_ne!(made(request(photo, true)), made(request(map, true)));
 }
 
 #[track_caller]

@@ -39,17 +39,6 @@ fn apple(seed: u64, steps: usize) -> Job {
     Job::Generate { model: id(MODEL), request }
 }
 
-/// A registry that lets the tiny model make pictures from pictures.
-fn registry_of_pictures() -> Registry {
-    let text = crate::registry::DEFAULT_REGISTRY;
-    let more = "tasks = [\"text-to-image\", \"image-to-image\", \"inpaint\", \"uncrop\"]";
-    let changed = match text.contains("tasks = [\"text-to-image\"]") {
-        true => text.replacen("tasks = [\"text-to-image\"]", more, 1),
-        false => text.to_owned(),
-    };
-    Registry::from_toml(&changed).unwrap()
-}
-
 /// A registry entry of a model in the binary that paints nothing.
 fn entry(id: &str, architecture: &str, task: &str, more: &str) -> String {
     format!(
@@ -253,7 +242,7 @@ fn an_engine_that_cannot_run_says_why() {
 
 #[test]
 fn pictures_are_made_from_pictures() {
-    let engine = Engine::start(&config(), &registry_of_pictures()).unwrap();
+    let engine = start(&config());
     let picture = fixture("scene-64x64.png");
     let made = |start: Start| match run(&engine, apple_from(start)) {
         Output::Picture { picture, .. } => picture,
@@ -275,7 +264,7 @@ fn pictures_are_made_from_pictures() {
 
 #[test]
 fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
-    let engine = Engine::start(&config(), &registry_of_pictures()).unwrap();
+    let engine = start(&config());
     let picture = || fixture("scene-64x64.png");
     let mask = |width: u32| Mask::from_fn(width, 64, |_, _| true);
     let inpaint = |mask: Mask, strength: f32| Start::Inpaint { picture: picture(), mask, strength };

@@ -82,23 +82,29 @@ impl DepthEstimator {
 
     /// As [`Self::open`], to compute on the threads of `pool`.
     pub(crate) fn open_on(files: &ModelFiles, pool: Pool) -> LoadResult<Self> {
-        pool.run(|| Self::load(files, pool.clone()))
+        Self::open_part(files, "", pool)
     }
 
-    fn load(files: &ModelFiles, pool: Pool) -> LoadResult<Self> {
-        const CONFIG: &str = "config.json";
-        let config: DepthConfig = files.config(CONFIG)?;
+    /// As [`Self::open_on`], from a folder inside the model's.
+    pub(crate) fn open_part(files: &ModelFiles, part: &str, pool: Pool) -> LoadResult<Self> {
+        pool.run(|| Self::load(files, part, pool.clone()))
+    }
+
+    fn load(files: &ModelFiles, part: &str, pool: Pool) -> LoadResult<Self> {
+        let path = if part.is_empty() { "config.json".to_owned() } else { format!("{part}/config.json") };
+        let path = path.as_str();
+        let config: DepthConfig = files.config(path)?;
         if config.model_type != "depth_anything" {
-            return Err(files.unknown(CONFIG, format!("model_type `{}`", config.model_type)));
+            return Err(files.unknown(path, format!("model_type `{}`", config.model_type)));
         }
         if config.depth_estimation_type != "relative" {
             let detail = format!("depth in metres (`{}`)", config.depth_estimation_type);
-            return Err(files.unknown(CONFIG, detail));
+            return Err(files.unknown(path, detail));
         }
         if config.reassemble_factors != reassemble_factors() || config.neck_hidden_sizes.len() != 4 {
-            return Err(files.unknown(CONFIG, "a neck other than of factors 4, 2, 1 and 0.5"));
+            return Err(files.unknown(path, "a neck other than of factors 4, 2, 1 and 0.5"));
         }
-        let weights = files.weights("", &Device::Cpu, DType::F32)?;
+        let weights = files.weights(part, &Device::Cpu, DType::F32)?;
         let width = config.backbone_config.hidden_size();
         Ok(Self {
             backbone: Backbone::load(&weights.at("backbone"), &config.backbone_config)?,
