@@ -5,7 +5,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use ureq::{Agent, Body, config::RedirectAuthHeaders, http::Response};
+use ureq::{
+    Agent, Body,
+    config::RedirectAuthHeaders,
+    http::Response,
+    tls::{RootCerts, TlsConfig},
+};
 
 use super::{FetchError, Watch, disk};
 
@@ -30,7 +35,10 @@ pub(super) struct Remote<'a> {
 }
 
 pub(super) fn agent() -> Agent {
+    // The system's certificates, so that an operator's own authority counts.
+    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
     Agent::config_builder()
+        .tls_config(tls)
         .http_status_as_error(false)
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
