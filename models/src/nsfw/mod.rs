@@ -2,7 +2,7 @@
 //!
 //! Three networks answer the same question: the embedded MobileNetV2 ([`NsfwClassifier`]), Yahoo's
 //! OpenNSFW ([`OpenNsfw`]) and the safety checker of Stable Diffusion
-//! ([`SafetyChecker`](crate::safety::SafetyChecker)). [`NsfwModel`] is any of them. The first two always
+//! ([`SafetyChecker`]). [`NsfwModel`] is any of them. The first two always
 //! run on the processor, so that two nodes with the same picture have the same scores, whatever device
 //! made it.
 //!
