@@ -23,7 +23,7 @@ pub enum TaskArgs<C: clap::Args> {
     Scribble(With<Steered, C>),
     /// A picture from words and the edges of a picture.
     Canny(With<Steered, C>),
-    /// A picture from words and a depth map (near is bright; say --prepared).
+    /// A picture from words and the depth of a picture, or a depth map (--prepared; near is bright).
     Depth(With<Steered, C>),
     /// A picture made larger.
     Upscale(With<Upscale, C>),

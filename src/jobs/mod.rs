@@ -19,7 +19,7 @@ use argus_models::{
 };
 use argus_protocols::{
     Answer, Capability, Features, Task, TaskKind,
-    task::{Control, ControlKind, Generation, Start},
+    task::{Generation, Start},
 };
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
@@ -217,7 +217,6 @@ pub fn work(spec: &ModelSpec, task: &Task) -> Result<f64, BackendError> {
             let plain = pictures::plain(asked);
             spec.check(&plain).map_err(|error| BackendError::Invalid(error.to_string()))?;
             check_strength(spec, asked)?;
-            check_depths(asked)?;
             Ok(generation_work(spec, asked))
         }
         Task::Upscale(asked) if serves(TaskKind::Upscale) => {
@@ -235,18 +234,6 @@ pub fn work(spec: &ModelSpec, task: &Task) -> Result<f64, BackendError> {
             Ok(spec.work_units * asked.pictures.len() as f64)
         }
         _ => Err(BackendError::Incapable),
-    }
-}
-
-/// No model here sees how deep a picture is.
-fn check_depths(asked: &Generation) -> Result<(), BackendError> {
-    let is_flat = |control: &Control| control.kind == ControlKind::Depth && !control.is_prepared;
-    match asked.controls.iter().any(is_flat) {
-        true => Err(BackendError::Invalid(
-            "depth cannot be estimated here: send a depth map (near is bright) and say that it is prepared"
-                .into(),
-        )),
-        false => Ok(()),
     }
 }
 

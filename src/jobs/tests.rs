@@ -1,7 +1,7 @@
 //! Requests about pictures on their way to the engine: what is understood, and what is refused how.
 
 use argus_models::{ModelId, diffusion};
-use argus_protocols::task::{Pads, Pictures, Upscale};
+use argus_protocols::task::{Control, ControlKind, Pads, Pictures, Upscale};
 
 use super::*;
 

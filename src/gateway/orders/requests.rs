@@ -163,7 +163,7 @@ requests! {
         scribble: Option<ControlInput>,
         /// Canny edges, likewise.
         canny: Option<ControlInput>,
-        /// A depth map, `prepared`: what is near is bright.
+        /// A depth map with what is near bright when `prepared`, else any picture, if the model can estimate depth.
         depth: Option<ControlInput>,
         /// A picture to begin from, as in image-to-image.
         image: Option<String>,

@@ -356,7 +356,7 @@ async function addPictures(body) {
       break;
     case "canny":
     case "depth":
-      // Edges are drawn by the miner; depth is not seen by any, so a depth map is sent.
+      // Edges are drawn by the miner; not every one can see depth, so a depth map is sent.
       body[mode.task] = { image: await easel.pictureText(), prepared: mode.task === "depth", scale: value("scale") };
       break;
     case "upscale":
