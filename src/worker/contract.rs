@@ -405,8 +405,9 @@ impl From<Scores> for NsfwScores {
 
 /// A response, or the bare base64 string that NicheImage's first endpoints answered.
 pub fn parse_response(body: &[u8]) -> Result<Response, String> {
-    match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'"') => serde_json::from_slice(body).map(Response::Image).map_err(|error| error.to_string()),
-        _ => serde_json::from_slice(body).map_err(|error| error.to_string()),
-    }
+    let answer = match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'"') => serde_json::from_slice(body).map(Response::Image),
+        _ => serde_json::from_slice(body),
+    };
+    answer.map_err(|error| format!("the worker's answer cannot be read: {error}"))
 }

@@ -140,7 +140,7 @@ async fn answers_are_believed_only_as_far_as_they_are_looked_at() {
             { "drawing": 1.0, "hentai": 0.0, "neutral": 0.0, "porn": 0.0, "sexy": 0.0 } } }),
             "not one to this task",
         ),
-        (json!({}), "variant"),
+        (json!({}), "cannot be read"),
     ] {
         script.then(200, answer.clone());
         match run(&backend).await {
