@@ -177,11 +177,15 @@ async fn a_network_by_hand_survives_kills() {
 
     a_miner_killed_in_mid_query(&mut net, &key).await;
 
-    // Something to lose: scored answers with their receipts.
+    // Something to lose: scored answers with their receipts. Failures, of the miner that was killed for one,
+    // are scored too and have none.
     let scored = |work: &Value| {
         let periods = work["report"]["periods"].as_array()?;
         let scored: u64 = periods.iter().filter_map(|period| period["scored"].as_u64()).sum();
-        (scored >= 4).then_some(periods.len())
+        let miners = work["report"]["miners"].as_array()?.iter();
+        let failures = miners.filter_map(|miner| miner["failures"].as_object()).flat_map(|by| by.values());
+        let failed: u64 = failures.filter_map(Value::as_u64).sum();
+        (scored >= failed + 2).then_some(periods.len())
     };
     let periods = wait_for("scores", Duration::from_secs(60), &dir, scored).await;
 
