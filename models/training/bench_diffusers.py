@@ -116,7 +116,7 @@ def measure(args) -> dict:
         finished = time.perf_counter()
         pipeline.scheduler.set_timesteps = original
         if run >= args.warm_up:
-                rows["step_s"].append((ends[-1] - ends[0]) / args.steps)
+            rows["step_s"].append((ends[-1] - ends[0]) / args.steps)
             rows["decode_s"].append(finished - ends[-1])
             rows["picture_s"].append(finished - started)
     peak = peak_mb()
