@@ -1,10 +1,10 @@
-//! What a picture costs besides making it: hashes, NSFW scores, PNG, resampling,
-//! noise. Medians on one thread: `cargo bench -p argus-models --bench features`.
+//! What a picture costs besides making it: hashes, NSFW scores, latents, a pair's
+//! measures, PNG, resampling, noise. Medians on one thread: `cargo bench -p argus-models --bench features`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use argus_models::features::ImageHashes;
+use argus_models::features::{ImageHashes, LatentEncoder, PixelMeasures, structure};
 use argus_models::nsfw::NsfwClassifier;
 use argus_models::resample::Filter;
 use argus_models::{Limits, RgbPicture, noise};
@@ -50,6 +50,18 @@ fn main() {
         let classifier = NsfwClassifier::embedded().expect("the classifier is in the binary");
         report("four hashes of 1024×1024", || ImageHashes::of(&large));
         report("four hashes of 64×64", || ImageHashes::of(&small));
+        let latents = LatentEncoder::embedded(1).expect("the encoder is in the binary");
+        let drifted = RgbPicture::from_fn(1024, 1024, |x, y| {
+            let place = (y * 1024 + x) as usize * 3;
+            std::array::from_fn(|c| large.pixels()[place + c].saturating_add(((x ^ y) & 1) as u8))
+        });
+        let grey = |picture: &RgbPicture| picture.pixels().iter().step_by(3).copied().collect::<Vec<u8>>();
+        let (grey, drifted_grey) = (grey(&large), grey(&drifted));
+        report("latents of 1024×1024", || latents.encode(&large).expect("a picture"));
+        report("latents of 64×64", || latents.encode(&small).expect("a picture"));
+        report("a pair of 1024×1024", || PixelMeasures::of(&large, &drifted));
+        report("structure alone of 1024×1024", || structure(&grey, &drifted_grey, 1024));
+        report("a pair of 64×64", || PixelMeasures::of(&small, &small));
         report("NSFW scores of 1024×1024", || classifier.classify(&large));
         report("NSFW scores of 64×64", || classifier.classify(&small));
         report("1024×1024 to 224×224, bicubic", || large.resize(224, 224, Filter::Bicubic));

@@ -26,6 +26,7 @@ pub mod safety;
 pub mod tokenizer;
 pub mod upscale;
 pub mod verified;
+mod weight_change;
 pub mod weights;
 
 pub use clip::Clip;
@@ -35,10 +36,11 @@ pub use engine::{
     CancelToken, Engine, EngineConfig, EventSink, Job, JobError, JobErrorKind, JobEvent, Output, Shutdown,
     StartError, SubmitError,
 };
-pub use features::{Features, HashDistances, ImageHashes};
+pub use features::{Features, HashDistances, ImageHashes, LatentEncoder, PixelMeasures};
 pub use kandinsky::{KandinskyPipeline, PriorSettings};
 pub use loader::{LoadError, ModelFiles};
 pub use nsfw::{NsfwModel, NsfwOpinion, NsfwScores};
 pub use picture::{Limits, PictureError, RgbPicture};
 pub use registry::{ModelId, ModelSource, ModelSpec, Registry, RegistryError};
 pub use upscale::Upscaler;
+pub use weight_change::WeightChange;

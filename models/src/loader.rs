@@ -18,6 +18,7 @@ use crate::lora::Lora;
 use crate::registry::{Component, ModelId, ModelSource};
 use crate::tokenizer::TokenizerError;
 use crate::verified::{FileProblem, Pins};
+use crate::weight_change::WeightChange;
 use crate::weights::{FileBytes, Weights, WeightsError};
 
 /// The largest `config.json`, in bytes.
@@ -99,6 +100,8 @@ pub struct ModelFiles {
     checkpoint: Option<Arc<Checkpoint>>,
     /// Merged into weights as they are read.
     loras: Vec<Arc<Lora>>,
+    /// Done to weights as they are read, after that.
+    change: Option<WeightChange>,
 }
 
 #[derive(Debug, Clone)]
@@ -109,7 +112,7 @@ enum Place {
 
 impl ModelFiles {
     fn at(name: String, place: Place) -> Self {
-        Self { name, place, pins: None, checkpoint: None, loras: Vec::new() }
+        Self { name, place, pins: None, checkpoint: None, loras: Vec::new(), change: None }
     }
 
     /// A folder on disk, or the file of a single-file checkpoint.
@@ -158,6 +161,12 @@ impl ModelFiles {
         }
         model.loras.push(Arc::new(lora));
         Ok(model)
+    }
+
+    /// With weights that are not those of the files.
+    #[must_use]
+    pub fn with_change(&self, change: WeightChange) -> Self {
+        Self { change: Some(change), ..self.clone() }
     }
 
     /// The same model, seen in the layout of diffusers where it is a checkpoint of one file: the only
@@ -325,7 +334,10 @@ impl ModelFiles {
         for lora in &self.loras {
             weights = weights.with_lora(part, lora)?;
         }
-        Ok(weights)
+        Ok(match self.change {
+            Some(change) => weights.with_change(change),
+            None => weights,
+        })
     }
 
     fn folder_weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {

@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::checkpoint::names::TensorView;
 use crate::lora::{Lora, Patch};
+use crate::weight_change::WeightChange;
 
 /// The longest header that is parsed, in bytes; that of Stable Diffusion XL's UNet has 200 kB.
 pub const MAX_HEADER_BYTES: u64 = 8 << 20;
@@ -116,6 +117,8 @@ struct Store {
     entries: HashMap<String, Entry>,
     /// What LoRAs add, by the name of the tensor.
     patches: HashMap<String, Vec<Patch>>,
+    /// What is done to all tensors after that.
+    change: Option<WeightChange>,
 }
 
 /// The tensors below one name, to be placed on one device.
@@ -145,7 +148,7 @@ impl Weights {
             }
         }
         Ok(Self {
-            store: Arc::new(Store { files, entries, patches: HashMap::new() }),
+            store: Arc::new(Store { files, entries, patches: HashMap::new(), change: None }),
             label: label.into(),
             prefix: String::new(),
             device: device.clone(),
@@ -187,7 +190,8 @@ impl Weights {
                 entries.insert(new_name, entry);
             }
         }
-        let store = Store { files: self.store.files.clone(), entries, patches: HashMap::new() };
+        let Store { files, change, .. } = &*self.store;
+        let store = Store { files: files.clone(), entries, patches: HashMap::new(), change: *change };
         Ok(Self { store: Arc::new(store), ..self })
     }
 
@@ -197,8 +201,16 @@ impl Weights {
         for (name, patch) in lora.patches(part, &self)? {
             patches.entry(name).or_default().push(patch);
         }
-        let (files, entries) = (self.store.files.clone(), self.store.entries.clone());
-        Ok(Self { store: Arc::new(Store { files, entries, patches }), ..self })
+        let Store { files, entries, change, .. } = &*self.store;
+        let store = Store { files: files.clone(), entries: entries.clone(), patches, change: *change };
+        Ok(Self { store: Arc::new(store), ..self })
+    }
+
+    /// With a change of all tensors, after what LoRAs add.
+    pub(crate) fn with_change(self, change: WeightChange) -> Self {
+        let Store { files, entries, patches, .. } = &*self.store;
+        let (files, entries, patches) = (files.clone(), entries.clone(), patches.clone());
+        Self { store: Arc::new(Store { files, entries, patches, change: Some(change) }), ..self }
     }
 
     /// Names and shapes of all tensors of the part, in any order.
@@ -236,6 +248,9 @@ impl Weights {
         }
         for patch in self.store.patches.get(&name).into_iter().flatten() {
             patch.add_to(&mut values, shape.first().copied().unwrap_or(1))?;
+        }
+        if let Some(change) = self.store.change {
+            change.apply(&name, shape, &mut values);
         }
         Ok(values)
     }

@@ -382,9 +382,14 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// The edge of the pictures that it was trained on, in pixels.
+    pub(crate) fn trained_edge(&self) -> usize {
+        self.sample_size.unwrap_or(512)
+    }
+
     /// The edge of the tiles that large pictures are taken in, in pixels.
     pub(crate) fn tile_edge(&self) -> usize {
-        let trained = self.sample_size.unwrap_or(512).clamp(MIN_TILE_EDGE, MAX_TILE_EDGE);
+        let trained = self.trained_edge().clamp(MIN_TILE_EDGE, MAX_TILE_EDGE);
         trained.next_multiple_of(4 * self.scale())
     }
 

@@ -17,7 +17,7 @@ pub(crate) mod scheduler;
 mod tiles;
 mod transformer;
 mod unet;
-mod vae;
+pub(crate) mod vae;
 mod weighting;
 
 #[cfg(test)]

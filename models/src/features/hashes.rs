@@ -1,6 +1,6 @@
-//! What is compared instead of pixels: image hashes, CLIP embedding, NSFW scores.
+//! Four hashes of a picture.
 //!
-//! The four hashes are bit-equal to Python's `imagehash` on an RGB picture
+//! They are bit-equal to Python's `imagehash` on an RGB picture
 //! (`average_hash`, `phash`, `dhash` of size 8, `colorhash` of 3 bits), as
 //! integers whose highest bit is the first of the hash, so that `{:016x}` of a
 //! hash (`{:011x}` of the colour hash) is `str()` of the Python object. They are
@@ -12,7 +12,6 @@ use rayon::prelude::*;
 
 use crate::{
     elementary::sin_cos_quarters,
-    nsfw::NsfwScores,
     picture::RgbPicture,
     resample::{self, Filter, Size},
 };
@@ -24,17 +23,6 @@ pub const COLOUR_HASH_BITS: u32 = 42;
 
 /// Pixels counted by one thread at a time.
 const PIXELS_PER_TASK: usize = 1 << 14;
-
-/// Everything that says what is in a picture without showing it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Features {
-    pub hashes: ImageHashes,
-    /// CLIP image embedding of unit length.
-    pub clip: Vec<f32>,
-    pub nsfw: NsfwScores,
-    /// Whether the scores are over the threshold of [`NsfwScores::is_nsfw`].
-    pub is_nsfw: bool,
-}
 
 /// The four hashes of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,19 +73,8 @@ pub fn hamming_distance(a: u64, b: u64) -> u32 {
     (a ^ b).count_ones()
 }
 
-/// Cosine of the angle between two vectors, −1 to 1, summed in double precision.
-/// `None` if their lengths differ, or either is all zero or not finite.
-pub fn cosine_similarity(a: &[f32], b: &[f32]) -> Option<f32> {
-    if a.len() != b.len() {
-        return None;
-    }
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
-    let cosine = dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt());
-    cosine.is_finite().then(|| cosine.clamp(-1.0, 1.0) as f32)
-}
-
 /// ITU-R 601 luma with 16 fractional bits, as Pillow's mode L.
-fn luma(pixel: &[u8]) -> u8 {
+pub(super) fn luma(pixel: &[u8]) -> u8 {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
     ((red * 19_595 + green * 38_470 + blue * 7_471 + 0x8000) >> 16) as u8
 }
@@ -320,7 +297,8 @@ mod tests {
 
     #[test]
     fn hashes_are_those_of_imagehash() {
-        let cases: Vec<Case> = serde_json::from_str(include_str!("../tests/fixtures/hashes.json")).unwrap();
+        let cases: Vec<Case> =
+            serde_json::from_str(include_str!("../../tests/fixtures/hashes.json")).unwrap();
         // Python drops the alpha channel; ours lays it on white.
         let opaque = cases.iter().filter(|case| !case.mode.ends_with('A'));
         let mut compared = 0;
