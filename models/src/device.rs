@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{DType, Device};
+use candle_core::Device;
+
+use crate::memory;
+use crate::registry::Numerics;
 
 /// A processor or an accelerator of this machine: `cpu`, `cuda`, `cuda:1`, `metal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -26,6 +29,8 @@ pub enum DeviceError {
     NotBuiltIn { kind: DeviceKind, feature: &'static str },
     #[error("cannot open {kind}: {source}")]
     Unavailable { kind: DeviceKind, source: candle_core::Error },
+    #[error("{kind} does not compute in {numerics}: {mend}")]
+    Numerics { kind: DeviceKind, numerics: Numerics, mend: &'static str },
 }
 
 impl DeviceError {
@@ -35,17 +40,9 @@ impl DeviceError {
             Self::Unknown(_) => "unknown_device",
             Self::NotBuiltIn { .. } => "device_not_built_in",
             Self::Unavailable { .. } => "device_unavailable",
+            Self::Numerics { .. } => "numerics_not_there",
         }
     }
-}
-
-/// What a device's allocator says when it is out of memory, in lower case.
-const MEMORY_MESSAGES: [&str; 3] = ["out of memory", "out_of_memory", "outofmemory"];
-
-/// Whether a device failed for lack of memory, by its message, which is all that candle passes on.
-pub(crate) fn is_out_of_memory(message: &str) -> bool {
-    let lower = message.to_lowercase();
-    MEMORY_MESSAGES.iter().any(|message| lower.contains(message))
 }
 
 impl DeviceKind {
@@ -65,13 +62,9 @@ impl DeviceKind {
         }
     }
 
-    /// The number format that models compute in here: 32-bit floats on the processor, 16-bit on
-    /// accelerators.
-    pub(crate) fn dtype(self) -> DType {
-        match self {
-            Self::Cpu => DType::F32,
-            Self::Cuda(_) | Self::Metal(_) => DType::F16,
-        }
+    /// Bytes that are free on the device, where it says so: the processor on Linux, and CUDA devices.
+    pub fn free_memory(self) -> Result<Option<u64>, DeviceError> {
+        Ok(memory::free(&self.open()?))
     }
 }
 

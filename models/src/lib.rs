@@ -15,9 +15,15 @@ pub mod kandinsky;
 mod layers;
 pub mod loader;
 pub mod lora;
+mod memory;
 pub mod noise;
 pub mod nsfw;
+#[cfg(test)]
+mod numerics_tests;
+#[cfg(test)]
+mod parity;
 pub mod picture;
+mod placement;
 mod pool;
 pub mod preprocess;
 pub mod registry;
@@ -41,6 +47,7 @@ pub use kandinsky::{KandinskyPipeline, PriorSettings};
 pub use loader::{LoadError, ModelFiles};
 pub use nsfw::{NsfwModel, NsfwOpinion, NsfwScores};
 pub use picture::{Limits, PictureError, RgbPicture};
+pub use placement::Placement;
 pub use registry::{ModelId, ModelSource, ModelSpec, Registry, RegistryError};
 pub use upscale::Upscaler;
 pub use weight_change::WeightChange;

@@ -8,13 +8,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::Checkpoint;
 use crate::embedded::EmbeddedFile;
 use crate::lora::Lora;
+use crate::placement::Compute;
 use crate::registry::{Component, ModelId, ModelSource};
 use crate::tokenizer::TokenizerError;
 use crate::verified::{FileProblem, Pins};
@@ -245,10 +245,14 @@ impl ModelFiles {
         }
     }
 
-    /// Holds a file's bytes against what is pinned.
-    fn check_pin(&self, path: &str, bytes: &[u8]) -> Result<(), LoadError> {
+    /// Holds a file against what is pinned.
+    fn check_pin(
+        &self,
+        path: &str,
+        check: impl FnOnce(&Pins) -> Result<(), FileProblem>,
+    ) -> Result<(), LoadError> {
         let Some(pins) = &self.pins else { return Ok(()) };
-        pins.check(path, bytes).map_err(|problem| LoadError::NotAsPinned {
+        check(pins).map_err(|problem| LoadError::NotAsPinned {
             path: format!("{}/{path}", self.name),
             problem,
             mend: pins.mend().to_owned(),
@@ -272,7 +276,7 @@ impl ModelFiles {
             Place::Folder(_) if !self.holds(path) => Err(self.missing(path)),
             Place::Folder(folder) => {
                 let bytes = self.read_from(&folder.join(path), path, limit)?;
-                self.check_pin(path, &bytes)?;
+                self.check_pin(path, |pins| pins.check(path, &bytes))?;
                 Ok(bytes)
             }
         }
@@ -323,11 +327,11 @@ impl ModelFiles {
     /// Opens the weights of a part, with what LoRAs add to them: those in its folder, or in the model's
     /// own where `part` is empty, one file or several under an index, full precision before half if
     /// there are both; and where there are none, those of a single-file checkpoint.
-    pub(crate) fn weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
-        let mut weights = match (self.folder_weights(part, device, dtype), &self.checkpoint) {
+    pub(crate) fn weights(&self, part: &str, compute: &Compute) -> Result<Weights, LoadError> {
+        let mut weights = match (self.folder_weights(part, compute), &self.checkpoint) {
             (Err(LoadError::MissingWeights { model, part: of }), Some(checkpoint)) => {
                 let missing = LoadError::MissingWeights { model, part: of };
-                checkpoint.weights(part, device, dtype)?.ok_or(missing)?
+                checkpoint.weights(part, compute)?.ok_or(missing)?
             }
             (weights, _) => weights?,
         };
@@ -340,9 +344,9 @@ impl ModelFiles {
         })
     }
 
-    fn folder_weights(&self, part: &str, device: &Device, dtype: DType) -> Result<Weights, LoadError> {
+    fn folder_weights(&self, part: &str, compute: &Compute) -> Result<Weights, LoadError> {
         let (_, files) = self.weight_files(part)?;
-        self.weights_of(part, &files, device, dtype)
+        self.weights_of(part, &files, compute)
     }
 
     /// Opens these files as the weights of a part.
@@ -350,12 +354,11 @@ impl ModelFiles {
         &self,
         part: &str,
         files: &[String],
-        device: &Device,
-        dtype: DType,
+        compute: &Compute,
     ) -> Result<Weights, LoadError> {
         let label = format!("{}{}{part}", self.name, if part.is_empty() { "" } else { "/" });
         let files = files.iter().map(|file| self.bytes(file)).collect::<Result<_, _>>()?;
-        Ok(Weights::open(&label, files, device, dtype)?)
+        Ok(Weights::open(&label, files, compute)?)
     }
 
     /// The weight files of a part that [`Self::weights`] opens, after the index that names them.
@@ -398,7 +401,7 @@ impl ModelFiles {
                     return Err(self.missing(path));
                 }
                 let file = FileBytes::map(&folder.join(path))?;
-                self.check_pin(path, file.as_slice())?;
+                self.check_pin(path, |pins| pins.check_file(path, &file))?;
                 Ok(file)
             }
             Place::Folder(_) => Err(self.missing(path)),

@@ -12,12 +12,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::checkpoint::names;
+use crate::placement::Compute;
 use crate::weights::{FileBytes, Weights, WeightsError, WeightsResult};
 
 /// The largest scale of a LoRA.
@@ -97,7 +97,7 @@ impl Lora {
     /// Reads the names of a file. `label`: what to call it in messages.
     pub(crate) fn open(label: &str, file: FileBytes, scale: f32) -> WeightsResult<Self> {
         let part_alphas = part_alphas(file.as_slice());
-        let weights = Weights::open(label, vec![file], &Device::Cpu, DType::F32)?;
+        let weights = Weights::open(label, vec![file], &Compute::HOST)?;
         if !(scale.is_finite() && scale.abs() <= MAX_LORA_SCALE) {
             return Err(weights.unsuitable(format!("its scale {scale} is not within ±{MAX_LORA_SCALE}")));
         }

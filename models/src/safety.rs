@@ -10,10 +10,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
 use crate::clip::{self, VisionConfig, VisionModel};
-use crate::device::DeviceKind;
 use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::nsfw::NsfwOpinion;
 use crate::picture::RgbPicture;
+use crate::placement::{Compute, Placement};
 use crate::pool::Pool;
 use crate::weights::{Weights, WeightsResult};
 
@@ -69,8 +69,7 @@ pub struct SafetyChecker {
     special_care: Vec<Concept>,
     concepts: Vec<Concept>,
     edge: u32,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
     pool: Pool,
 }
 
@@ -97,18 +96,18 @@ impl SafetyChecker {
     /// Opens a safety checker: its own folder, or a pipeline that has one. `threads`: 0 for one a core.
     pub fn open(
         files: &ModelFiles,
-        device: DeviceKind,
+        placement: impl Into<Placement>,
         threads: usize,
     ) -> std::result::Result<Self, LoadError> {
-        Self::open_on(files, device, Pool::new(threads)?)
+        Self::open_on(files, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], to compute on the threads of `pool`.
-    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
-        pool.run(|| Self::load(files, device, pool.clone()))
+    pub(crate) fn open_on(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
+        pool.run(|| Self::load(files, placement, pool.clone()))
     }
 
-    fn load(files: &ModelFiles, kind: DeviceKind, pool: Pool) -> LoadResult<Self> {
+    fn load(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
         let is_part = files.contains(&format!("{PART}/config.json"));
         let (part, path) = match is_part {
             true => (PART, format!("{PART}/config.json")),
@@ -117,16 +116,15 @@ impl SafetyChecker {
         let config: SafetyConfig = files.config(&path)?;
         let edge = u32::try_from(config.vision_config.image_size)
             .map_err(|error| files.bad_config(&path, error.to_string()))?;
-        let (device, dtype) = (kind.open()?, kind.dtype());
-        let weights = files.weights(part, &device, dtype)?;
+        let compute = placement.open()?;
+        let weights = files.weights(part, &compute)?;
         let width = config.projection_dim;
         Ok(Self {
             vision: VisionModel::load(&weights, &config.vision_config, width)?,
             special_care: concepts(&weights, "special_care_embeds", width)?,
             concepts: concepts(&weights, "concept_embeds", width)?,
             edge,
-            device,
-            dtype,
+            compute,
             pool,
         })
     }
@@ -134,8 +132,8 @@ impl SafetyChecker {
     /// The scores of a picture of any size.
     pub fn classify(&self, picture: &RgbPicture) -> Result<SafetyScores> {
         self.pool.run(|| {
-            let input = clip::preprocess(picture, self.edge, &self.device)?;
-            self.scores(&input.unsqueeze(0)?.to_dtype(self.dtype)?)
+            let input = clip::preprocess(picture, self.edge, &self.compute.device)?;
+            self.scores(&input.unsqueeze(0)?.to_dtype(self.compute.dtype)?)
         })
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
+use crate::device::DeviceKind;
 
 const PICTURES: [&str; 4] =
     ["chelsea-96x80.png", "scene-96x80.png", "gradient-128x128.png", "wide-200x50.png"];
@@ -82,9 +83,7 @@ fn embeddings_before_rounding_are_those_of_transformers() {
         let picture = RgbPicture::decode(&bytes(&format!("pictures/{name}")), &Default::default()).unwrap();
         let input = clip::preprocess(&picture, checker.edge, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
         let found: Vec<f32> = checker.vision.forward(&input).unwrap().squeeze(0).unwrap().to_vec1().unwrap();
-        let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
-        assert!(error <= 1e-4, "{name}: relative error {error}");
+        crate::parity::assert_parity(name, &found, &expected);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Files that are what a registry says: their size and BLAKE3, checked before anything in them is used.
 //!
-//! Invariant: bytes that `Pins::check` let through hash to what is pinned. Nothing is remembered between
+//! Invariant: bytes that [`Pins`] let through hash to what is pinned. Nothing is remembered between
 //! loads: hashing on all cores is faster than reading the file.
 
 use std::path::Path;
@@ -39,10 +39,22 @@ pub fn blake3_of(bytes: &[u8]) -> Blake3Hash {
     Blake3Hash(*blake3::Hasher::new().update_rayon(bytes).finalize().as_bytes())
 }
 
+/// As [`blake3_of`], without the whole file in memory.
+fn blake3_of_file(file: &FileBytes) -> Blake3Hash {
+    /// Enough for all threads.
+    const AT_ONCE: usize = 64 << 20;
+    let mut hasher = blake3::Hasher::new();
+    for (index, bytes) in file.as_slice().chunks(AT_ONCE).enumerate() {
+        hasher.update_rayon(bytes);
+        file.release(index * AT_ONCE..index * AT_ONCE + bytes.len());
+    }
+    Blake3Hash(*hasher.finalize().as_bytes())
+}
+
 /// Size and BLAKE3 of a file.
 pub fn measure(path: &Path) -> Result<(u64, Blake3Hash), FileProblem> {
-    let bytes = map(path)?;
-    Ok((bytes.as_slice().len() as u64, blake3_of(bytes.as_slice())))
+    let file = map(path)?;
+    Ok((file.as_slice().len() as u64, blake3_of_file(&file)))
 }
 
 /// Holds a file, wherever it is, against a pin.
@@ -51,7 +63,8 @@ pub fn check_file(path: &Path, pin: &FilePin) -> Result<(), FileProblem> {
     if found != pin.size {
         return Err(FileProblem::Size { expected: pin.size, found });
     }
-    check(map(path)?.as_slice(), pin)
+    let file = map(path)?;
+    check(file.as_slice().len(), || blake3_of_file(&file), pin)
 }
 
 fn map(path: &Path) -> Result<FileBytes, FileProblem> {
@@ -68,11 +81,11 @@ fn problem(error: std::io::Error) -> FileProblem {
     }
 }
 
-fn check(bytes: &[u8], pin: &FilePin) -> Result<(), FileProblem> {
-    if bytes.len() as u64 != pin.size {
-        return Err(FileProblem::Size { expected: pin.size, found: bytes.len() as u64 });
+fn check(size: usize, hash: impl FnOnce() -> Blake3Hash, pin: &FilePin) -> Result<(), FileProblem> {
+    if size as u64 != pin.size {
+        return Err(FileProblem::Size { expected: pin.size, found: size as u64 });
     }
-    match blake3_of(bytes) {
+    match hash() {
         found if found == pin.blake3 => Ok(()),
         found => Err(FileProblem::Hash { expected: pin.blake3, found }),
     }
@@ -111,10 +124,18 @@ impl Pins {
         self.files.iter().map(|pin| pin.path.as_str())
     }
 
+    fn pin(&self, path: &str) -> Result<&FilePin, FileProblem> {
+        self.files.iter().find(|pin| pin.path == path).ok_or(FileProblem::Missing)
+    }
+
     /// Holds the bytes of the file at this path against its pin. A file that is not pinned is missing.
     pub(crate) fn check(&self, path: &str, bytes: &[u8]) -> Result<(), FileProblem> {
-        let pin = self.files.iter().find(|pin| pin.path == path).ok_or(FileProblem::Missing)?;
-        check(bytes, pin)
+        check(bytes.len(), || blake3_of(bytes), self.pin(path)?)
+    }
+
+    /// As [`Self::check`], for a file that may be large.
+    pub(crate) fn check_file(&self, path: &str, file: &FileBytes) -> Result<(), FileProblem> {
+        check(file.as_slice().len(), || blake3_of_file(file), self.pin(path)?)
     }
 
     pub(crate) fn mend(&self) -> &str {

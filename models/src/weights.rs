@@ -4,15 +4,17 @@
 //! and shape is checked against what the architecture expects before it is used.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
 use crate::checkpoint::names::TensorView;
 use crate::lora::{Lora, Patch};
+use crate::placement::Compute;
 use crate::weight_change::WeightChange;
 
 /// The longest header that is parsed, in bytes; that of Stable Diffusion XL's UNet has 200 kB.
@@ -93,6 +95,19 @@ impl FileBytes {
         Ok(Self::Mapped(Arc::new(map)))
     }
 
+    /// Gives back the memory that these bytes were read into; read again, they come from the file.
+    pub(crate) fn release(&self, bytes: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: nothing writes to the map, so that its pages are those of the file, again or still.
+            let advised = unsafe { map.unchecked_advise_range(advice, bytes.start, bytes.len()) };
+            if let Err(error) = advised {
+                tracing::debug!(%error, "mapped weights stay in memory");
+            }
+        }
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
             Self::Embedded(bytes) => bytes,
@@ -128,18 +143,12 @@ pub(crate) struct Weights {
     /// The part of the model in messages: `unet`.
     label: Arc<str>,
     prefix: String,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
 }
 
 impl Weights {
     /// Reads the headers of a part's files.
-    pub(crate) fn open(
-        label: &str,
-        files: Vec<FileBytes>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self, WeightsError> {
+    pub(crate) fn open(label: &str, files: Vec<FileBytes>, compute: &Compute) -> Result<Self, WeightsError> {
         let mut entries = HashMap::new();
         for (index, file) in files.iter().enumerate() {
             read_entries(label, index, file.as_slice(), &mut entries)?;
@@ -151,8 +160,7 @@ impl Weights {
             store: Arc::new(Store { files, entries, patches: HashMap::new(), change: None }),
             label: label.into(),
             prefix: String::new(),
-            device: device.clone(),
-            dtype,
+            compute: compute.clone(),
         })
     }
 
@@ -220,7 +228,12 @@ impl Weights {
 
     /// Whether layers are to use the processor's own kernels.
     pub(crate) fn on_host(&self) -> bool {
-        self.device.is_cpu() && self.dtype == DType::F32
+        self.compute.is_host()
+    }
+
+    /// How layers compute with these weights.
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
@@ -257,8 +270,9 @@ impl Weights {
 
     /// The values as they lie in the file.
     fn stored(&self, name: &str, entry: &Entry) -> Result<Vec<f32>, WeightsError> {
-        let bytes = &self.store.files[entry.file].as_slice()[entry.start..entry.end];
-        match entry.dtype {
+        let file = &self.store.files[entry.file];
+        let bytes = &file.as_slice()[entry.start..entry.end];
+        let values = match entry.dtype {
             Dtype::F16 => {
                 Ok(bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
             }
@@ -273,7 +287,10 @@ impl Weights {
                 name: name.to_owned(),
                 found: format!("{other:?}"),
             }),
-        }
+        };
+        // A model is in memory once, not a second time as the pages that it was read from.
+        file.release(entry.start..entry.end);
+        values
     }
 
     /// The tensor on the device.
@@ -283,7 +300,7 @@ impl Weights {
 
     /// Values, row-major, as a tensor where these weights are placed.
     pub(crate) fn place(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor, WeightsError> {
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)?)
+        Ok(self.compute.tensor(values, shape)?)
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(String, &Entry), WeightsError> {

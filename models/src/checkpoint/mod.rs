@@ -13,9 +13,9 @@ pub(crate) mod names;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device};
 use serde_json::Value;
 
+use crate::placement::Compute;
 use crate::weights::{FileBytes, Weights, WeightsError};
 use names::TensorView;
 
@@ -64,7 +64,7 @@ impl std::fmt::Debug for Checkpoint {
 impl Checkpoint {
     /// Looks at the names in a file. `label`: what to call it in messages.
     pub(crate) fn open(label: &str, file: FileBytes) -> Result<Self, WeightsError> {
-        let weights = Weights::open(label, vec![file.clone()], &Device::Cpu, DType::F32)?;
+        let weights = Weights::open(label, vec![file.clone()], &Compute::HOST)?;
         let has = |prefix: &str| weights.tensors().any(|(name, _)| name.starts_with(prefix));
         let missing: Vec<&str> = [UNET, AUTOENCODER].into_iter().filter(|prefix| !has(prefix)).collect();
         let family = match (has(FIRST_ENCODER), has(OPEN_CLIP), has(XL_SECOND_ENCODER)) {
@@ -112,14 +112,9 @@ impl Checkpoint {
     }
 
     /// The weights of a part, by the names that diffusers gives them.
-    pub(crate) fn weights(
-        &self,
-        part: &str,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Option<Weights>, WeightsError> {
+    pub(crate) fn weights(&self, part: &str, compute: &Compute) -> Result<Option<Weights>, WeightsError> {
         let label = format!("{} ({part})", self.label);
-        let open = || Weights::open(&label, vec![self.file.clone()], device, dtype);
+        let open = || Weights::open(&label, vec![self.file.clone()], compute);
         let (layers, levels) = (self.unet_layers, self.autoencoder_levels);
         let view = |prefix: &'static str, rename: &dyn Fn(&str) -> Vec<TensorView>| {
             Ok(Some(open()?.renamed(|name| name.strip_prefix(prefix).map(rename).unwrap_or_default())?))

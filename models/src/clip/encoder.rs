@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
-use crate::layers::attention::{KeysValues, attend};
+use crate::layers::attention::Heads;
 use crate::layers::{Activation, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
 
@@ -70,8 +70,7 @@ struct Layer {
     expand: Linear,
     shrink: Linear,
     activation: Activation,
-    heads: usize,
-    channels: usize,
+    heads: Heads,
 }
 
 /// What an [`Encoder`] gives.
@@ -111,8 +110,7 @@ impl Encoder {
                 expand: Linear::load(&weights.at("mlp.fc1"), channels, config.intermediate_size)?,
                 shrink: Linear::load(&weights.at("mlp.fc2"), config.intermediate_size, channels)?,
                 activation,
-                heads,
-                channels,
+                heads: Heads::new(&weights, channels, heads),
             })
         };
         Ok(Self { layers: (0..config.num_hidden_layers).map(layer).collect::<WeightsResult<_>>()? })
@@ -133,9 +131,7 @@ impl Encoder {
 impl Layer {
     fn forward(&self, input: &Tensor, causal: bool) -> Result<Tensor> {
         let joined = self.queries_keys_values.forward(&self.attention_norm.forward(input)?)?;
-        let keys_values =
-            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
-        let attended = attend(&joined, &keys_values, causal)?;
+        let attended = self.heads.attend_within(&joined, causal)?;
         let middle = self.attention_out.forward_add(&attended, input)?;
         let expanded = self.expand.forward_activated(&self.mlp_norm.forward(&middle)?, self.activation)?;
         self.shrink.forward_add(&expanded, &middle)

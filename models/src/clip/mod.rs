@@ -8,12 +8,12 @@ pub(crate) mod vision;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use serde::Deserialize;
 
-use crate::device::DeviceKind;
 use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::picture::RgbPicture;
+use crate::placement::{Compute, Placement};
 use crate::pool::Pool;
 use crate::tokenizer::ClipTokenizer;
 pub(crate) use preprocess::preprocess;
@@ -44,8 +44,7 @@ pub struct Clip {
     tokenizer: ClipTokenizer,
     edge: u32,
     width: usize,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
     pool: Pool,
 }
 
@@ -53,24 +52,24 @@ impl Clip {
     /// Opens a CLIP model. `threads`: 0 for one a core.
     pub fn open(
         files: &ModelFiles,
-        device: DeviceKind,
+        placement: impl Into<Placement>,
         threads: usize,
     ) -> std::result::Result<Self, LoadError> {
-        Self::open_on(files, device, Pool::new(threads)?)
+        Self::open_on(files, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], to compute on the threads of `pool`.
-    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
-        pool.run(|| Self::load(files, device, pool.clone()))
+    pub(crate) fn open_on(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
+        pool.run(|| Self::load(files, placement, pool.clone()))
     }
 
-    fn load(files: &ModelFiles, kind: DeviceKind, pool: Pool) -> LoadResult<Self> {
+    fn load(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
         let mut config: ClipConfig = files.config("config.json")?;
         if config.model_type != "clip" {
             return Err(files.unknown("config.json", format!("model_type `{}`", config.model_type)));
         }
-        let (device, dtype) = (kind.open()?, kind.dtype());
-        let weights = files.weights("", &device, dtype)?;
+        let compute = placement.open()?;
+        let weights = files.weights("", &compute)?;
         config.text_config.projection_dim = Some(config.projection_dim);
         let text = TextModel::load(&weights, &config.text_config)?;
         if !text.has_projection() {
@@ -84,8 +83,7 @@ impl Clip {
             tokenizer: ClipTokenizer::open(files, "", config.text_config.max_position_embeddings)?,
             edge,
             width: config.projection_dim,
-            device,
-            dtype,
+            compute,
             pool,
         })
     }
@@ -102,9 +100,9 @@ impl Clip {
             for pictures in pictures.chunks(PICTURES_AT_ONCE) {
                 let inputs = pictures
                     .iter()
-                    .map(|picture| preprocess(picture, self.edge, &self.device))
+                    .map(|picture| preprocess(picture, self.edge, &self.compute.device))
                     .collect::<Result<Vec<_>>>()?;
-                let inputs = Tensor::stack(&inputs, 0)?.to_dtype(self.dtype)?;
+                let inputs = Tensor::stack(&inputs, 0)?.to_dtype(self.compute.dtype)?;
                 embeddings.extend(unit_rows(&self.vision.forward(&inputs)?)?);
             }
             Ok(embeddings)

@@ -45,23 +45,24 @@ impl ResidualBlock {
         })
     }
 
-    /// `time`: SiLU of the time embedding, `[batch or 1, time channels]`.
-    pub(crate) fn forward(&self, input: &FeatureMap, time: Option<&Tensor>) -> Result<FeatureMap> {
+    /// `time`: SiLU of the time embedding, `[batch or 1, time channels]`. Each map is let go as soon as it
+    /// is no longer needed: in the autoencoder they are most of what a picture takes.
+    pub(crate) fn forward(&self, input: FeatureMap, time: Option<&Tensor>) -> Result<FeatureMap> {
         let time = match (&self.time, time) {
             (Some(linear), Some(time)) => Some(linear.forward(time)?),
             (None, None) => None,
             _ => candle_core::bail!("a residual block got a time embedding that it does not take, or none"),
         };
-        let middle = self.first.forward_with(
-            &self.first_norm.forward_silu(input)?,
-            ConvExtras { image_bias: time.as_ref(), ..Default::default() },
-        )?;
-        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
-        let residual = shortcut.as_ref().unwrap_or(input);
-        self.second.forward_with(
-            &self.second_norm.forward_silu(&middle)?,
-            ConvExtras { residual: Some(residual), ..Default::default() },
-        )
+        let mut hidden = self.first_norm.forward_silu(&input)?;
+        let extras = ConvExtras { image_bias: time.as_ref(), ..Default::default() };
+        hidden = self.first.forward_with(&hidden, extras)?;
+        let residual = match &self.shortcut {
+            Some(shortcut) => shortcut.forward(&input)?,
+            None => input.clone(),
+        };
+        drop(input);
+        hidden = self.second_norm.forward_silu(&hidden)?;
+        self.second.forward_with(&hidden, ConvExtras { residual: Some(&residual), ..Default::default() })
     }
 }
 

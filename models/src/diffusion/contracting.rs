@@ -109,7 +109,7 @@ impl ContractingPath {
         for block in &self.down {
             hidden = block.forward(hidden, time, contexts, &mut skips)?;
         }
-        Ok(Contracted { middle: self.middle.forward(&hidden, time, contexts)?, skips })
+        Ok(Contracted { middle: self.middle.forward(hidden, time, contexts)?, skips })
     }
 }
 
@@ -209,7 +209,7 @@ impl DownBlock {
         skips: &mut Vec<FeatureMap>,
     ) -> Result<FeatureMap> {
         for (layer, residual) in self.residuals.iter().enumerate() {
-            hidden = residual.forward(&hidden, Some(time))?;
+            hidden = residual.forward(hidden, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attend_next(attention, &hidden, contexts)?;
             }
@@ -230,11 +230,11 @@ struct MiddleBlock {
 }
 
 impl MiddleBlock {
-    fn forward(&self, hidden: &FeatureMap, time: &Tensor, contexts: &mut Contexts) -> Result<FeatureMap> {
+    fn forward(&self, hidden: FeatureMap, time: &Tensor, contexts: &mut Contexts) -> Result<FeatureMap> {
         let hidden = self.head.forward(hidden, Some(time))?;
         match &self.tail {
             Some((attention, residual)) => {
-                residual.forward(&attend_next(attention, &hidden, contexts)?, Some(time))
+                residual.forward(attend_next(attention, &hidden, contexts)?, Some(time))
             }
             None => Ok(hidden),
         }

@@ -11,7 +11,9 @@ use tempfile::TempDir;
 
 use super::tests::{assert_close, denoised, keep_going};
 use super::*;
+use crate::device::DeviceKind;
 use crate::layers::FeatureMap;
+use crate::placement::Compute;
 
 const PROMPT: &str = "a red apple, on the table!";
 const NEGATIVE: &str = "blurry";
@@ -182,7 +184,8 @@ fn operations_of_other_devices_give_the_same() {
     for name in ["sd15", "sdxl"] {
         let layout = Layout::unpack(name, Packing::Whole);
         let pipeline =
-            Pipeline::load(&layout.files(), &[], Device::Cpu, DType::F64, Pool::new(1).unwrap()).unwrap();
+            Pipeline::load(&layout.files(), &[], Compute::HOST.in_dtype(DType::F64), Pool::new(1).unwrap())
+                .unwrap();
         compare(&layout, &Pipeline { vae_dtype: DType::F32, ..pipeline });
     }
 }

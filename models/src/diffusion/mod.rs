@@ -39,10 +39,10 @@ use serde::Deserialize;
 pub use request::{Control, ControlKind, Generate, MAX_CONTROL_SCALE, MAX_CONTROLS, Mask, Pads, Start};
 pub use scheduler::{SchedulerError, SchedulerKind};
 
-use crate::device::DeviceKind;
 use crate::loader::{LoadError, ModelFiles};
 use crate::noise;
 use crate::picture::RgbPicture;
+use crate::placement::{Compute, Placement};
 use crate::pool::Pool;
 use crate::preprocess::DepthEstimator;
 use crate::registry::ModelTask;
@@ -151,8 +151,12 @@ pub struct Pipeline {
 
 impl Pipeline {
     /// Opens a model in the layout of diffusers. `threads`: 0 for one a core.
-    pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> Result<Self, LoadError> {
-        Self::open_on(files, &[], device, Pool::new(threads)?)
+    pub fn open(
+        files: &ModelFiles,
+        placement: impl Into<Placement>,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        Self::open_on(files, &[], placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], with ControlNets that were trained for the model, one of a kind at most. The
@@ -160,28 +164,27 @@ impl Pipeline {
     pub fn open_with_controls(
         files: &ModelFiles,
         controls: &[(ControlKind, ModelFiles)],
-        device: DeviceKind,
+        placement: impl Into<Placement>,
         threads: usize,
     ) -> Result<Self, LoadError> {
-        Self::open_on(files, controls, device, Pool::new(threads)?)
+        Self::open_on(files, controls, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open_with_controls`], to compute on the threads of `pool`.
     pub(crate) fn open_on(
         files: &ModelFiles,
         controls: &[(ControlKind, ModelFiles)],
-        device: DeviceKind,
+        placement: Placement,
         pool: Pool,
     ) -> Result<Self, LoadError> {
-        let (device, dtype) = (device.open()?, device.dtype());
-        pool.run(|| Self::load(files, controls, device, dtype, pool.clone()))
+        let compute = placement.open()?;
+        pool.run(|| Self::load(files, controls, compute, pool.clone()))
     }
 
     fn load(
         files: &ModelFiles,
         controls: &[(ControlKind, ModelFiles)],
-        device: Device,
-        dtype: DType,
+        compute: Compute,
         pool: Pool,
     ) -> Result<Self, LoadError> {
         let files = &files.in_parts()?;
@@ -195,11 +198,12 @@ impl Pipeline {
         let scheduler = Scheduler::new(&scheduler, None)
             .map_err(|error| files.bad_config(scheduler_path, error.to_string()))?;
         let load_prompts = if is_double { PromptEncoder::load_double } else { PromptEncoder::load_single };
-        let vae_dtype = if vae_config.force_upcast { DType::F32 } else { dtype };
+        let vae_dtype = if vae_config.force_upcast { DType::F32 } else { compute.dtype };
+        let vae_weights = files.weights("vae", &compute.in_dtype(vae_dtype))?;
         let scale = vae_config.scale();
         let load_control = |(kind, files): &(ControlKind, ModelFiles)| {
             let config = ControlNetConfig::open(files, "config.json", &unet_config, scale)?;
-            Ok((*kind, ControlNet::load(&files.weights("", &device, dtype)?, &config)?))
+            Ok((*kind, ControlNet::load(&files.weights("", &compute)?, &config)?))
         };
         let depth = controls.iter().find(|(kind, files)| {
             *kind == ControlKind::Depth && files.contains(&format!("{DEPTH_ESTIMATOR}/config.json"))
@@ -208,12 +212,12 @@ impl Pipeline {
             DepthEstimator::open_part(files, DEPTH_ESTIMATOR, pool.clone())
         };
         Ok(Self {
-            prompts: load_prompts(files, &device, dtype)?,
+            prompts: load_prompts(files, &compute)?,
             zero_negative: is_double && index.force_zeros_for_empty_prompt,
-            unet: UNet::load(&files.weights("unet", &device, dtype)?, &unet_config)?,
+            unet: UNet::load(&files.weights("unet", &compute)?, &unet_config)?,
             controls: controls.iter().map(load_control).collect::<Result<_, LoadError>>()?,
             depth: depth.map(load_depth).transpose()?,
-            vae: Autoencoder::load(&files.weights("vae", &device, vae_dtype)?, &vae_config)?,
+            vae: Autoencoder::load(&vae_weights, &vae_config)?,
             scheduler,
             latent_channels: vae_config.latent_channels,
             input_channels: unet_config.contracting.in_channels,
@@ -222,8 +226,8 @@ impl Pipeline {
             default_edge: unet_config.sample_size.unwrap_or(64).saturating_mul(scale).min(MAX_EDGE),
             scaling_factor: vae_config.scaling_factor,
             shift: vae_config.shift_factor.unwrap_or(0.0),
-            device,
-            dtype,
+            device: compute.device,
+            dtype: compute.dtype,
             vae_dtype,
             pool,
         })

@@ -14,6 +14,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use super::weighting::{self, Fragment};
 use crate::clip::text::{TextConfig, TextModel};
 use crate::loader::{LoadResult, ModelFiles};
+use crate::placement::Compute;
 use crate::tokenizer::ClipTokenizer;
 
 /// The most windows of one prompt; what is longer is cut off.
@@ -36,10 +37,10 @@ struct Encoder {
 type WeightedToken = (u32, f32);
 
 impl Encoder {
-    fn load(files: &ModelFiles, suffix: &str, device: &Device, dtype: DType) -> LoadResult<Self> {
+    fn load(files: &ModelFiles, suffix: &str, compute: &Compute) -> LoadResult<Self> {
         let part = format!("text_encoder{suffix}");
         let config: TextConfig = files.config(&format!("{part}/config.json"))?;
-        let model = TextModel::load(&files.weights(&part, device, dtype)?, &config)?;
+        let model = TextModel::load(&files.weights(&part, compute)?, &config)?;
         let tokenizer =
             ClipTokenizer::open(files, &format!("tokenizer{suffix}"), config.max_position_embeddings)?;
         Ok(Self { tokenizer, model })
@@ -123,15 +124,14 @@ pub(crate) struct PromptEncoder {
 
 impl PromptEncoder {
     /// Stable Diffusion: the last layer of one encoder.
-    pub(crate) fn load_single(files: &ModelFiles, device: &Device, dtype: DType) -> LoadResult<Self> {
-        Ok(Self { encoders: vec![Encoder::load(files, "", device, dtype)?], penultimate: false })
+    pub(crate) fn load_single(files: &ModelFiles, compute: &Compute) -> LoadResult<Self> {
+        Ok(Self { encoders: vec![Encoder::load(files, "", compute)?], penultimate: false })
     }
 
     /// Stable Diffusion XL: the layers before the last of two encoders side by side, pooled text
     /// from the second.
-    pub(crate) fn load_double(files: &ModelFiles, device: &Device, dtype: DType) -> LoadResult<Self> {
-        let encoders =
-            vec![Encoder::load(files, "", device, dtype)?, Encoder::load(files, "_2", device, dtype)?];
+    pub(crate) fn load_double(files: &ModelFiles, compute: &Compute) -> LoadResult<Self> {
+        let encoders = vec![Encoder::load(files, "", compute)?, Encoder::load(files, "_2", compute)?];
         if !encoders[1].model.has_projection() {
             return Err(files.bad_config(
                 "text_encoder_2/config.json",

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::*;
+use crate::device::DeviceKind;
 use crate::embedded;
 use crate::layers::FeatureMap;
+use crate::parity::{assert_parity, length_error};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -30,20 +32,12 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// The length of the difference over the length of the reference.
-pub(super) fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(found.len(), expected.len());
-    let square = |value: f64| value * value;
-    let difference: f64 = found.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
-    let length: f64 = expected.iter().map(|value| square(f64::from(*value))).sum();
-    (difference / length).sqrt()
-}
-
+/// Holds numbers against the reference, each by itself and all together.
 #[track_caller]
 pub(super) fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
-    let error = relative_error(found, expected);
-    assert!(error <= 2e-5, "{name}: relative error {error:.2e}");
-    println!("{name}: relative error {error:.2e}");
+    assert_parity(name, found, expected);
+    let error = length_error(found, expected);
+    assert!(error <= 2e-5, "{name}: relative error of the length {error:.2e}");
 }
 
 fn request() -> Generate {

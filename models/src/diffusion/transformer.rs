@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::blocks::NormFigures;
-use crate::layers::attention::{KeysValues, attend};
+use crate::layers::attention::{Heads, KeyValueColumns, KeysValues, attend};
 use crate::layers::{FeatureMap, GatedLinear, GroupNorm, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
 
@@ -79,7 +79,7 @@ struct TransformerLayer {
     feed_in: GatedLinear,
     feed_out: Linear,
     channels: usize,
-    heads: usize,
+    heads: Heads,
 }
 
 impl TransformerLayer {
@@ -102,25 +102,18 @@ impl TransformerLayer {
             feed_in: GatedLinear::load(&weights.at("ff.net.0.proj"), channels, EXPANSION * channels)?,
             feed_out: Linear::load(&weights.at("ff.net.2"), EXPANSION * channels, channels)?,
             channels,
-            heads,
+            heads: Heads::new(weights, channels, heads),
         })
     }
 
     fn prepare(&self, context: &Tensor) -> Result<KeysValues> {
-        KeysValues::prepare(
-            &self.cross_keys_values.forward(context)?,
-            0,
-            self.channels,
-            self.channels,
-            self.heads,
-        )
+        let joined = &self.cross_keys_values.forward(context)?;
+        self.heads.prepare(KeyValueColumns { joined, keys: 0, values: self.channels })
     }
 
     fn forward(&self, tokens: Tensor, context: &KeysValues) -> Result<Tensor> {
         let joined = self.queries_keys_values.forward(&self.self_norm.forward(&tokens)?)?;
-        let keys_values =
-            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
-        let tokens = self.self_out.forward_add(&attend(&joined, &keys_values, false)?, &tokens)?;
+        let tokens = self.self_out.forward_add(&self.heads.attend_within(&joined, false)?, &tokens)?;
         let queries = self.cross_queries.forward(&self.cross_norm.forward(&tokens)?)?;
         let tokens = self.cross_out.forward_add(&attend(&queries, context, false)?, &tokens)?;
         let hidden = self.feed_in.forward(&self.feed_norm.forward(&tokens)?)?;

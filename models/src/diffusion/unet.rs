@@ -115,7 +115,9 @@ impl UpBlock {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the up blocks are more than the down blocks")
             };
-            hidden = residual.forward(&hidden.concatenate(&skip)?, Some(time))?;
+            hidden = hidden.concatenate(&skip)?;
+            drop(skip);
+            hidden = residual.forward(hidden, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attend_next(attention, &hidden, contexts)?;
             }

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::blocks::{NormFigures, ResidualBlock, Upsampler};
 use super::config::VaeConfig;
 use super::tiles::{TileEdges, in_tiles};
-use crate::layers::attention::{KeysValues, attend};
+use crate::layers::attention::Heads;
 use crate::layers::{Conv2d, FeatureMap, GroupNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
@@ -171,13 +171,13 @@ impl Encoder {
         let mut hidden = self.input.forward(pictures)?;
         for (residuals, downsampler) in &self.blocks {
             for residual in residuals {
-                hidden = residual.forward(&hidden, None)?;
+                hidden = residual.forward(hidden, None)?;
             }
             if let Some(downsampler) = downsampler {
                 hidden = downsampler.forward(&hidden)?;
             }
         }
-        hidden = self.middle.forward(&hidden)?;
+        hidden = self.middle.forward(hidden)?;
         self.output.forward(&self.output_norm.forward_silu(&hidden)?)
     }
 }
@@ -214,10 +214,10 @@ impl Decoder {
     }
 
     fn forward(&self, latents: &FeatureMap) -> Result<FeatureMap> {
-        let mut hidden = self.middle.forward(&self.input.forward(latents)?)?;
+        let mut hidden = self.middle.forward(self.input.forward(latents)?)?;
         for (residuals, upsampler) in &self.blocks {
             for residual in residuals {
-                hidden = residual.forward(&hidden, None)?;
+                hidden = residual.forward(hidden, None)?;
             }
             if let Some(upsampler) = upsampler {
                 hidden = upsampler.forward(&hidden)?;
@@ -242,8 +242,8 @@ impl MiddleBlock {
         })
     }
 
-    fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
-        self.after.forward(&self.attention.forward(&self.before.forward(input, None)?)?, None)
+    fn forward(&self, input: FeatureMap) -> Result<FeatureMap> {
+        self.after.forward(self.attention.forward(&self.before.forward(input, None)?)?, None)
     }
 }
 
@@ -252,7 +252,7 @@ struct PixelAttention {
     norm: GroupNorm,
     queries_keys_values: Linear,
     output: Linear,
-    channels: usize,
+    head: Heads,
 }
 
 impl PixelAttention {
@@ -272,15 +272,15 @@ impl PixelAttention {
                 true,
             )?,
             output: Linear::load(&weights.at(output), channels, channels)?,
-            channels,
+            head: Heads::new(weights, channels, 1),
         })
     }
 
     fn forward(&self, input: &FeatureMap) -> Result<FeatureMap> {
         let extent = input.extent()?;
         let joined = self.queries_keys_values.forward(&self.norm.forward(input)?.to_tokens()?)?;
-        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, 1)?;
-        let output = self.output.forward_add(&attend(&joined, &keys_values, false)?, &input.to_tokens()?)?;
+        let attended = self.head.attend_within(&joined, false)?;
+        let output = self.output.forward_add(&attended, &input.to_tokens()?)?;
         FeatureMap::from_tokens(&output, extent.height, extent.width)
     }
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::layout_tests::{Layout, Packing, compare, write};
 use super::tests::{assert_close, keep_going};
 use super::*;
+use crate::device::DeviceKind;
 use crate::layers::FeatureMap;
 use crate::lora::MAX_LORA_SCALE;
 

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use crate::device::is_out_of_memory;
+use crate::memory;
 
 /// Stops a job from any thread, at its next step or before its first.
 #[derive(Debug, Clone, Default)]
@@ -89,12 +89,13 @@ impl JobError {
         Self::new(JobErrorKind::Cancelled, "")
     }
 
-    /// A failure of a model, told apart from lack of memory by its message,
-    /// which is all that candle passes on from a device.
-    pub fn from_model(error: impl std::fmt::Display) -> Self {
-        let detail = error.to_string();
-        let is_memory = is_out_of_memory(&detail);
-        Self { kind: if is_memory { JobErrorKind::OutOfMemory } else { JobErrorKind::Failed }, detail }
+    /// A failure of a model.
+    pub fn from_model(error: candle_core::Error) -> Self {
+        let kind = match memory::is_short(&error) {
+            true => JobErrorKind::OutOfMemory,
+            false => JobErrorKind::Failed,
+        };
+        Self { kind, detail: error.to_string() }
     }
 
     /// Stable label for metrics and wire errors.
@@ -205,9 +206,9 @@ mod tests {
     #[test]
     fn memory_failures_are_told_from_others() {
         for message in ["DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "Out of Memory"] {
-            assert_eq!(JobError::from_model(message).reason(), "out_of_memory");
+            assert_eq!(JobError::from_model(candle_core::Error::msg(message)).reason(), "out_of_memory");
         }
-        let error = JobError::from_model("shape mismatch");
+        let error = JobError::from_model(candle_core::Error::Msg("shape mismatch".to_owned()));
         assert_eq!(
             (error.reason(), error.to_string().as_str()),
             ("failed", "the model's computation failed: shape mismatch")

@@ -28,7 +28,7 @@ pub use models::FEATURE_CLIP;
 pub use workers::{Backend, Control, Shutdown, Snapshot, SubmitError, Workers};
 
 use crate::{
-    device::DeviceKind,
+    device::{DeviceError, DeviceKind},
     loader::LoadError,
     pool::Pool,
     registry::{ModelId, ModelSpec, ModelTask, Registry},
@@ -97,6 +97,8 @@ pub enum StartError {
     OutOfRange { field: &'static str, value: usize, min: usize, max: usize },
     #[error("model `{0}` is not in the registry")]
     UnknownModel(ModelId),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("model `{model}` does not load on {device}: {source}")]
     Model { model: String, device: DeviceKind, source: LoadError },
     #[error(
@@ -107,6 +109,12 @@ pub enum StartError {
     Task { model: ModelId, task: ModelTask },
     #[error("the registry says that model `{model}` enlarges {factor} times, but it can {possible:?}")]
     Factor { model: ModelId, factor: u32, possible: &'static [u32] },
+    #[error(
+        "model `{model}` needs {} MiB on {device}, but {} MiB are free: end what else uses the memory, serve fewer \
+         models (`engine.models`), or mend memory_mib in its registry entry",
+        needed.div_ceil(1 << 20), free >> 20
+    )]
+    Memory { model: ModelId, device: DeviceKind, needed: u64, free: u64 },
     #[error("the warm-up of {what} on {device} failed: {source}")]
     WarmUp { what: String, device: DeviceKind, source: JobError },
     #[error("cannot start the threads of a replica: {0}")]
@@ -119,10 +127,12 @@ impl StartError {
         match self {
             Self::OutOfRange { .. } => "out_of_range",
             Self::UnknownModel(_) => "unknown_model",
+            Self::Device(error) => error.reason(),
             Self::Model { source, .. } => source.reason(),
             Self::Sizes { .. } => "sizes",
             Self::Task { .. } => "task",
             Self::Factor { .. } => "factor",
+            Self::Memory { .. } => "too_little_memory",
             Self::WarmUp { source, .. } => source.reason(),
             Self::Threads(_) => "threads",
         }
@@ -150,6 +160,8 @@ impl Engine {
         let mut replicas = Vec::with_capacity(config.devices.len() * config.replicas);
         let mut capacity = Capacity::new(config.replicas);
         for &device in &config.devices {
+            // Also where all models are computed on the processor: it is not what the operator expects.
+            device.open()?;
             let pools = (0..config.replicas)
                 .map(|_| Pool::new(config.threads()))
                 .collect::<Result<Vec<_>, _>>()

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 use crate::{
     clip::Clip,
-    device::DeviceKind,
+    device::{DeviceError, DeviceKind},
     diffusion::{ControlKind, Generate, GenerateError, Pipeline, SchedulerError, SchedulerKind, StepControl},
     embedded,
     features::{Features, ImageHashes},
@@ -12,6 +12,7 @@ use crate::{
     loader::{LoadError, ModelFiles},
     nsfw::{NsfwClassifier, NsfwModel, NsfwScores},
     picture::RgbPicture,
+    placement::Placement,
     pool::Pool,
     registry::{Architecture, LoraSpec, ModelId, ModelSource, ModelSpec, ModelTask},
     upscale::Upscaler,
@@ -23,8 +24,8 @@ use super::{
     workers::{Backend, Control},
 };
 
-/// The CLIP model of [`Features`]. It is in the binary, so that everybody
-/// compares pictures in the same space.
+/// The CLIP model of [`Features`]. It is in the binary and always runs on the processor in f32, so
+/// that everybody describes the same picture by the same numbers.
 pub const FEATURE_CLIP: &str = "clip-tiny";
 
 /// A model that makes pictures from words.
@@ -34,10 +35,10 @@ enum Painter {
 }
 
 impl Painter {
-    fn open(spec: &ModelSpec, device: DeviceKind) -> Result<Self, LoadError> {
+    fn open(spec: &ModelSpec, placement: Placement) -> Result<Self, LoadError> {
         let (files, pool) = (spec.files(), Pool::current());
         let mut painter = if spec.architecture == Architecture::Kandinsky {
-            Self::Kandinsky(Box::new(KandinskyPipeline::open_folder_on(&files, device, pool)?))
+            Self::Kandinsky(Box::new(KandinskyPipeline::open_folder_on(&files, placement, pool)?))
         } else {
             let control = |kind: &ControlKind| Some((*kind, spec.control_files(*kind)?));
             let controls: Vec<_> = spec.controls.keys().filter_map(control).collect();
@@ -45,7 +46,7 @@ impl Painter {
                 files.with_lora(&lora, &spec.file, spec.scale)
             };
             let files = spec.lora_files().into_iter().try_fold(files.clone(), with_lora)?;
-            Self::StableDiffusion(Box::new(Pipeline::open_on(&files, &controls, device, pool)?))
+            Self::StableDiffusion(Box::new(Pipeline::open_on(&files, &controls, placement, pool)?))
         };
         if let Some(kind) = spec.scheduler {
             let unfit = |error| files.bad_config("scheduler", format!("{kind}: {error}"));
@@ -105,7 +106,8 @@ impl Models {
             move |source: LoadError| StartError::Model { model, device, source }
         };
         let clip = embedded::find(FEATURE_CLIP).expect("the feature model is in the binary");
-        let clip = Clip::open_on(&clip, device, Pool::current()).map_err(failed(FEATURE_CLIP))?;
+        let clip = Clip::open_on(&clip, DeviceKind::Cpu.into(), Pool::current());
+        let clip = clip.map_err(failed(FEATURE_CLIP))?;
         let mut models = Self {
             painters: BTreeMap::new(),
             upscalers: BTreeMap::new(),
@@ -115,30 +117,37 @@ impl Models {
             nsfw: NsfwClassifier::embedded().map_err(failed("nsfw-mobilenetv2"))?,
         };
         for spec in specs {
-            models.add(spec, device).map_err(failed(spec.id.as_str()))?;
+            let placement = Placement::of_model(device, spec.numerics);
+            if placement.device != device {
+                let (model, numerics) = (&spec.id, spec.numerics);
+                tracing::warn!(%model, %numerics, "computed on the processor, not on {device}");
+            }
+            check_memory(spec, placement.device)?;
+            models.add(spec, placement).map_err(failed(spec.id.as_str()))?;
             models.check_offer(spec)?;
         }
         Ok(models)
     }
 
-    fn add(&mut self, spec: &ModelSpec, device: DeviceKind) -> Result<(), LoadError> {
+    fn add(&mut self, spec: &ModelSpec, placement: Placement) -> Result<(), LoadError> {
         let id = spec.id.clone();
         match spec.architecture {
             Architecture::StableDiffusion | Architecture::Kandinsky => {
-                self.painters.insert(id, Painter::open(spec, device)?);
+                self.painters.insert(id, Painter::open(spec, placement)?);
             }
             Architecture::Upscaler => {
-                self.upscalers.insert(id, Upscaler::open_on(&spec.files(), device, Pool::current())?);
+                self.upscalers.insert(id, Upscaler::open_on(&spec.files(), placement, Pool::current())?);
             }
             Architecture::NsfwClassifier => {
-                self.classifiers.insert(id, NsfwModel::open_on(&spec.files(), device, Pool::current())?);
+                self.classifiers.insert(id, NsfwModel::open_on(&spec.files(), placement, Pool::current())?);
             }
             Architecture::Clip => {
-                let is_feature_clip =
-                    spec.component.source == ModelSource::Embedded && spec.id.as_str() == FEATURE_CLIP;
+                let is_feature_clip = spec.component.source == ModelSource::Embedded
+                    && spec.id.as_str() == FEATURE_CLIP
+                    && spec.numerics.is_exact();
                 let clip = match is_feature_clip {
                     true => Arc::clone(&self.feature_clip),
-                    false => Arc::new(Clip::open_on(&spec.files(), device, Pool::current())?),
+                    false => Arc::new(Clip::open_on(&spec.files(), placement, Pool::current())?),
                 };
                 self.clips.insert(id, clip);
             }
@@ -237,6 +246,22 @@ impl Models {
             }
             Job::Features { picture } => Ok(Output::Features(self.features(&picture)?)),
         }
+    }
+}
+
+/// A model that needs more memory than is free, with those before it loaded, must not start: it would
+/// fail at the first job, or on the processor take the whole node with it.
+fn check_memory(spec: &ModelSpec, device: DeviceKind) -> Result<(), StartError> {
+    let Some(needed) = spec.memory else { return Ok(()) };
+    let failed = |source: DeviceError| {
+        let source = LoadError::Device(source);
+        StartError::Model { model: spec.id.to_string(), device, source }
+    };
+    match device.free_memory().map_err(failed)? {
+        Some(free) if free < needed => {
+            Err(StartError::Memory { model: spec.id.clone(), device, needed, free })
+        }
+        _ => Ok(()),
     }
 }
 

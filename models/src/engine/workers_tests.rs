@@ -41,7 +41,7 @@ impl Backend for Bench {
                 Ok(steps)
             }
             Work::Panic => panic!("a bug of the model"),
-            Work::Fail => Err(JobError::from_model("shape mismatch")),
+            Work::Fail => Err(JobError::from_model(candle_core::Error::msg("shape mismatch"))),
         }
     }
 }

@@ -4,13 +4,14 @@
 //! Everybody uses the same encoder, whatever model made the picture, and it computes on the processor
 //! (portable-f32), so that everybody gets the same bits.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::{
     diffusion::{config::VaeConfig, vae::Autoencoder},
     embedded,
     loader::LoadError,
     picture::RgbPicture,
+    placement::Compute,
     pool::Pool,
     resample::Filter,
 };
@@ -39,7 +40,7 @@ impl LatentEncoder {
     pub fn embedded(threads: usize) -> Result<Self, LoadError> {
         let files = embedded::find(MODEL).expect("the model is in the binary");
         let config = VaeConfig::open(&files, "vae/config.json")?;
-        let weights = files.weights(PART, &Device::Cpu, DType::F32)?;
+        let weights = files.weights(PART, &Compute::HOST)?;
         let scale = config.scale() as u32;
         Ok(Self {
             autoencoder: Autoencoder::load(&weights, &config)?,

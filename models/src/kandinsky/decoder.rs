@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::Part;
 use super::config::{DecoderConfig, MovqConfig};
@@ -16,6 +16,7 @@ use crate::diffusion::{GenerateError, SchedulerError, SchedulerKind, finite};
 use crate::layers::FeatureMap;
 use crate::loader::LoadResult;
 use crate::picture::RgbPicture;
+use crate::placement::Compute;
 
 /// A decoder that is ready to draw.
 pub(super) struct Decoder {
@@ -29,8 +30,7 @@ pub(super) struct Decoder {
     scale: usize,
     edge_multiple: usize,
     default_edge: usize,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
 }
 
 /// The extent of a picture in latent pixels.
@@ -59,7 +59,7 @@ pub(super) struct DecoderRun<'a> {
 
 impl Decoder {
     /// Opens the parts of `kandinsky-2-2-decoder` or `-decoder-inpaint`.
-    pub(super) fn load(part: Part, device: &Device, dtype: DType) -> LoadResult<Self> {
+    pub(super) fn load(part: Part, compute: &Compute) -> LoadResult<Self> {
         let (files, unet_path) = (part.files, part.path("unet/config.json"));
         let config = DecoderConfig::open(files, &unet_path)?;
         let movq = MovqConfig::open(files, &part.path("movq/config.json"))?;
@@ -80,8 +80,8 @@ impl Decoder {
         let scale = movq.scale();
         let most = crate::diffusion::MAX_EDGE;
         Ok(Self {
-            unet: UNet::load(&files.weights(&part.path("unet"), device, dtype)?, &config)?,
-            movq: Movq::load(&files.weights(&part.path("movq"), device, dtype)?, &movq)?,
+            unet: UNet::load(&files.weights(&part.path("unet"), compute)?, &config)?,
+            movq: Movq::load(&files.weights(&part.path("movq"), compute)?, &movq)?,
             scheduler,
             latent_channels: latents,
             is_inpainter,
@@ -89,8 +89,7 @@ impl Decoder {
             scale,
             edge_multiple: scale << (config.block_out_channels.len() - 1),
             default_edge: config.sample_size.unwrap_or(64).saturating_mul(scale).min(most),
-            device: device.clone(),
-            dtype,
+            compute: compute.clone(),
         })
     }
 
@@ -226,7 +225,7 @@ impl Decoder {
     }
 
     fn place(&self, values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
-        Tensor::from_vec(values, shape.into(), &Device::Cpu)?.to_dtype(self.dtype)?.to_device(&self.device)
+        self.compute.tensor(values, shape)
     }
 }
 

@@ -20,9 +20,6 @@ mod tests;
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device};
-
-use crate::device::DeviceKind;
 use crate::diffusion::canvas::Canvas;
 use crate::diffusion::scheduler::{Plan, SeededNoise, StepNoise};
 use crate::diffusion::{
@@ -32,6 +29,7 @@ use crate::diffusion::{
 use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::noise;
 use crate::picture::RgbPicture;
+use crate::placement::{Compute, Placement};
 use crate::pool::Pool;
 use crate::registry::ModelTask;
 use crate::tokenizer::MAX_PROMPT_BYTES;
@@ -101,39 +99,43 @@ impl KandinskyPipeline {
     pub fn open(
         prior: &ModelFiles,
         decoder: &ModelFiles,
-        device: DeviceKind,
+        placement: impl Into<Placement>,
         threads: usize,
     ) -> Result<Self, LoadError> {
-        Self::open_on(prior, decoder, device, Pool::new(threads)?)
+        Self::open_on(prior, decoder, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], to compute on the threads of `pool`.
     pub(crate) fn open_on(
         prior: &ModelFiles,
         decoder: &ModelFiles,
-        device: DeviceKind,
+        placement: Placement,
         pool: Pool,
     ) -> LoadResult<Self> {
-        let (device, dtype) = (device.open()?, device.dtype());
-        pool.run(|| Self::load(Part::whole(prior), Part::whole(decoder), &device, dtype, pool.clone()))
+        let compute = placement.open()?;
+        pool.run(|| Self::load(Part::whole(prior), Part::whole(decoder), &compute, pool.clone()))
     }
 
     /// Opens one folder that holds both: as diffusers saves a `KandinskyV22CombinedPipeline`
     /// (`prior_prior`, `prior_text_encoder`, …, `unet`, `movq`), or with the prior's folder as `prior`,
     /// and the decoder's as `decoder` or its parts beside it. `threads`: 0 for one a core.
-    pub fn open_folder(files: &ModelFiles, device: DeviceKind, threads: usize) -> Result<Self, LoadError> {
-        Self::open_folder_on(files, device, Pool::new(threads)?)
+    pub fn open_folder(
+        files: &ModelFiles,
+        placement: impl Into<Placement>,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        Self::open_folder_on(files, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open_folder`], to compute on the threads of `pool`.
-    pub(crate) fn open_folder_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
-        let (device, dtype) = (device.open()?, device.dtype());
+    pub(crate) fn open_folder_on(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
+        let compute = placement.open()?;
         let (prior, decoder) = Part::both(files);
-        pool.run(|| Self::load(prior, decoder, &device, dtype, pool.clone()))
+        pool.run(|| Self::load(prior, decoder, &compute, pool.clone()))
     }
 
-    fn load(prior: Part, decoder: Part, device: &Device, dtype: DType, pool: Pool) -> LoadResult<Self> {
-        let (prior, opened) = (Prior::load(prior, device, dtype)?, Decoder::load(decoder, device, dtype)?);
+    fn load(prior: Part, decoder: Part, compute: &Compute, pool: Pool) -> LoadResult<Self> {
+        let (prior, opened) = (Prior::load(prior, compute)?, Decoder::load(decoder, compute)?);
         if opened.embedding_width() != prior.width() {
             let (wanted, found) = (opened.embedding_width(), prior.width());
             let detail =

@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::MovqConfig;
-use crate::layers::attention::{KeysValues, attend};
+use crate::layers::attention::Heads;
 use crate::layers::{Conv2d, ConvExtras, FeatureMap, GroupNorm, Linear, SpatialNorm, Window};
 use crate::weights::{Weights, WeightsResult};
 
@@ -113,7 +113,7 @@ struct PixelAttention {
     norm: Norm,
     queries_keys_values: Linear,
     output: Linear,
-    channels: usize,
+    head: Heads,
 }
 
 impl PixelAttention {
@@ -133,7 +133,7 @@ impl PixelAttention {
             norm: Norm::load(&norm, kind, channels)?,
             queries_keys_values: Linear::load_joined(&joined, channels, channels, true)?,
             output: Linear::load(&weights.at(output), channels, channels)?,
-            channels,
+            head: Heads::new(weights, channels, 1),
         })
     }
 
@@ -141,8 +141,8 @@ impl PixelAttention {
         let extent = input.extent()?;
         let normal = self.norm.forward(input, latents, false)?;
         let joined = self.queries_keys_values.forward(&normal.to_tokens()?)?;
-        let keys_values = KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, 1)?;
-        let output = self.output.forward_add(&attend(&joined, &keys_values, false)?, &input.to_tokens()?)?;
+        let attended = self.head.attend_within(&joined, false)?;
+        let output = self.output.forward_add(&attended, &input.to_tokens()?)?;
         FeatureMap::from_tokens(&output, extent.height, extent.width)
     }
 }

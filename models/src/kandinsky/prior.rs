@@ -14,6 +14,7 @@ use crate::clip::vision::{VisionConfig, VisionModel};
 use crate::diffusion::scheduler::StepNoise;
 use crate::diffusion::{GenerateError, finite};
 use crate::loader::LoadResult;
+use crate::placement::Compute;
 use crate::tokenizer::ClipTokenizer;
 
 /// The largest picture that an image encoder may take, in pixels along an edge: the one that it is
@@ -38,8 +39,7 @@ pub(super) struct Prior {
     scale: Vec<(f32, f32)>,
     /// The embedding of a picture of zeros, which stands for no negative prompt.
     pub(super) zero: Vec<f32>,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
 }
 
 /// What a picture is to show, and what not.
@@ -66,7 +66,7 @@ struct Chain {
 
 impl Prior {
     /// Opens the parts of `kandinsky-2-2-prior`.
-    pub(super) fn load(part: Part, device: &Device, dtype: DType) -> LoadResult<Self> {
+    pub(super) fn load(part: Part, compute: &Compute) -> LoadResult<Self> {
         let (files, config_path) = (part.files, part.path("prior/config.json"));
         let config = PriorConfig::open(files, &config_path)?;
         let scheduler_path = part.path("scheduler/scheduler_config.json");
@@ -86,13 +86,13 @@ impl Prior {
             );
         }
         // First, so that the image encoder, which is the largest part, is gone before the others come.
-        let zero = Self::embed_zero(part, &config, device, dtype)?;
-        let text_weights = files.weights(&part.path("text_encoder"), device, dtype)?;
+        let zero = Self::embed_zero(part, &config, compute)?;
+        let text_weights = files.weights(&part.path("text_encoder"), compute)?;
         let text = TextModel::load(&text_weights, &text_config)?;
         if !text.has_projection() {
             return Err(text_weights.unsuitable("there is no text_projection").into());
         }
-        let weights = files.weights(&part.path("prior"), device, dtype)?;
+        let weights = files.weights(&part.path("prior"), compute)?;
         let row = |name: &str| weights.values(name, &[1, config.embedding_dim]);
         Ok(Self {
             tokenizer: ClipTokenizer::open(
@@ -105,13 +105,12 @@ impl Prior {
             sampler,
             scale: row("clip_mean")?.into_iter().zip(row("clip_std")?).collect(),
             zero,
-            device: device.clone(),
-            dtype,
+            compute: compute.clone(),
         })
     }
 
     /// The embedding of a picture of zeros, for which alone the image encoder is there.
-    fn embed_zero(part: Part, prior: &PriorConfig, device: &Device, dtype: DType) -> LoadResult<Vec<f32>> {
+    fn embed_zero(part: Part, prior: &PriorConfig, compute: &Compute) -> LoadResult<Vec<f32>> {
         let (files, path) = (part.files, part.path("image_encoder/config.json"));
         let config: ImageEncoderConfig = files.config(&path)?;
         if config.projection_dim != prior.embedding_dim {
@@ -122,9 +121,9 @@ impl Prior {
             let detail = format!("image_size is {edge}, but must be 1 to {MAX_ENCODER_EDGE}");
             return Err(files.bad_config(&path, detail));
         }
-        let weights = files.weights(&part.path("image_encoder"), device, dtype)?;
+        let weights = files.weights(&part.path("image_encoder"), compute)?;
         let encoder = VisionModel::load(&weights, &config.vision, config.projection_dim)?;
-        let picture = Tensor::zeros((1, 3, edge, edge), dtype, device)?;
+        let picture = Tensor::zeros((1, 3, edge, edge), compute.dtype, &compute.device)?;
         let zero: Vec<f32> = encoder.forward(&picture)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         if zero.iter().any(|value| !value.is_finite()) {
             return Err(weights.unsuitable("the embedding of a picture of zeros is not finite").into());
@@ -205,7 +204,7 @@ impl Prior {
             }
         }
         let input = Tensor::from_vec(rows, (texts.len(), width), &Device::Cpu)?;
-        let input = input.to_dtype(self.dtype)?.to_device(&self.device)?;
+        let input = input.to_dtype(self.compute.dtype)?.to_device(&self.compute.device)?;
         let output = self.transformer.forward(&input, timestep, &texts)?;
         let output: Vec<f32> = output.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         let mut rows = output.chunks_exact(width);

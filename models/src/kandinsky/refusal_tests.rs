@@ -5,7 +5,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::tests::{Fixture, PRIOR, keep_going, open, picture, request, write};
 use super::*;
+use crate::device::DeviceKind;
 use crate::diffusion::Mask;
+use crate::placement::Compute;
 
 #[track_caller]
 fn assert_invalid(pipeline: &KandinskyPipeline, request: &Generate, expected: &str) {
@@ -62,11 +64,11 @@ fn assert_refused<T>(opened: Result<T, LoadError>, reason: &str, says: &str) {
 }
 
 fn open_prior(fixture: &Fixture) -> LoadResult<Prior> {
-    Prior::load(Part::whole(&fixture.files()), &Device::Cpu, DType::F32)
+    Prior::load(Part::whole(&fixture.files()), &Compute::HOST)
 }
 
 fn open_decoder(fixture: &Fixture) -> LoadResult<Decoder> {
-    Decoder::load(Part::whole(&fixture.files()), &Device::Cpu, DType::F32)
+    Decoder::load(Part::whole(&fixture.files()), &Compute::HOST)
 }
 
 #[test]

@@ -5,15 +5,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
 use super::*;
+use crate::device::DeviceKind;
 use crate::diffusion::{Mask, Pads};
 use crate::layers::FeatureMap;
+use crate::parity::assert_parity;
+use crate::placement::Compute;
 
 const PROMPT: &str = "a red apple, on the table!";
 const NEGATIVE: &str = "blurry";
@@ -27,8 +30,6 @@ const EDGE: u32 = 32;
 const TIMESTEP: f64 = 481.0;
 const SEED: u64 = 22;
 const WEIGHTS_SEED: u64 = 2022;
-/// The largest difference, relative to the largest value of the reference.
-const TOLERANCE: f64 = 1e-4;
 
 /// The folder of one model, and what diffusers computes with it.
 pub(super) struct Fixture {
@@ -122,16 +123,6 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-#[track_caller]
-fn assert_close(name: &str, found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len(), "{name}");
-    let largest = expected.iter().map(|value| f64::from(value.abs())).fold(0.0, f64::max);
-    let difference = found.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-    let error = difference / largest;
-    assert!(error <= TOLERANCE, "{name}: relative error {error:.2e}");
-    println!("{name}: relative error {error:.2e}");
-}
-
 pub(super) fn keep_going(_: usize, _: usize) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
@@ -152,11 +143,12 @@ impl Models {
     fn open(dtype: DType) -> Self {
         let decoder = |name| {
             let fixture = Fixture::unpack(name);
-            let decoder = Decoder::load(Part::whole(&fixture.files()), &Device::Cpu, dtype).unwrap();
+            let decoder =
+                Decoder::load(Part::whole(&fixture.files()), &Compute::HOST.in_dtype(dtype)).unwrap();
             (fixture, decoder)
         };
         let fixture = Fixture::unpack("prior");
-        let prior = Prior::load(Part::whole(&fixture.files()), &Device::Cpu, dtype).unwrap();
+        let prior = Prior::load(Part::whole(&fixture.files()), &Compute::HOST.in_dtype(dtype)).unwrap();
         Self { prior: (fixture, prior), decoder: decoder("decoder"), inpainter: decoder("inpaint"), dtype }
     }
 
@@ -179,15 +171,15 @@ impl Models {
             let hidden = values(&text.hidden);
             let window = expected["text_hidden"].len() / 2;
             let known = &expected["text_hidden"][index * window..][..hidden.len()];
-            assert_close(&format!("text, {name}"), &hidden, known);
+            assert_parity(&format!("text, {name}"), &hidden, known);
             let known = &expected["text_pooled"][index * prior.width()..][..prior.width()];
-            assert_close(&format!("pooled text, {name}"), &values(&text.pooled), known);
+            assert_parity(&format!("pooled text, {name}"), &values(&text.pooled), known);
         }
         let texts = texts.map(|text| prior.transformer.prepare(&text).unwrap());
         let latents = self.tensor(expected["latents"].clone(), (2, prior.width()));
         let found = prior.transformer.forward(&latents, TIMESTEP, &[&texts[0], &texts[1]]).unwrap();
-        assert_close("prediction", &values(&found), &expected["prediction"]);
-        assert_close("zero", &prior.zero, &expected["zero"]);
+        assert_parity("prediction", &values(&found), &expected["prediction"]);
+        assert_parity("zero", &prior.zero, &expected["zero"]);
     }
 
     fn compare_prior_runs(&self) {
@@ -200,8 +192,8 @@ impl Models {
             let count = if negative.is_empty() { 1 } else { 2 } * prior.width();
             let start = noise::normal(SEED, PRIOR_START_STREAM, count);
             let found = prior.embed(&run, &start, &mut PriorNoise { seed: SEED }, &mut listen).unwrap();
-            assert_close(&format!("{name}, image"), &found.image, &expected[&format!("{name}.image")]);
-            assert_close(
+            assert_parity(&format!("{name}, image"), &found.image, &expected[&format!("{name}.image")]);
+            assert_parity(
                 &format!("{name}, negative"),
                 &found.negative,
                 &expected[&format!("{name}.negative")],
@@ -219,16 +211,16 @@ impl Models {
             let sample = FeatureMap::from_channels_first(&sample).unwrap();
             let found = decoder.unet.forward(&sample, TIMESTEP, &conditioning).unwrap();
             let found = found.to_channels_first().unwrap();
-            assert_close(&format!("UNet of {channels} channels"), &values(&found), &expected["unet"]);
+            assert_parity(&format!("UNet of {channels} channels"), &values(&found), &expected["unet"]);
         }
     }
 
     fn compare_autoencoder(&self) {
         let (Fixture { expected, .. }, decoder) = &self.decoder;
-        assert_close("encoded", &decoder.encode(&picture(WIDTH, HEIGHT)).unwrap(), &expected["encoded"]);
+        assert_parity("encoded", &decoder.encode(&picture(WIDTH, HEIGHT)).unwrap(), &expected["encoded"]);
         let (height, width) = (HEIGHT as usize / 2, WIDTH as usize / 2);
         let latents = self.tensor(noise::normal(SEED, 102, 4 * height * width), (1, 4, height, width));
-        assert_close("decoded", &values(&decoder.movq.decode(&latents).unwrap()), &expected["decoded"]);
+        assert_parity("decoded", &values(&decoder.movq.decode(&latents).unwrap()), &expected["decoded"]);
     }
 
     /// One run of a decoder, from what `start` says.
@@ -253,16 +245,16 @@ impl Models {
         let (Fixture { expected, .. }, decoder) = &self.decoder;
         for (name, guidance) in [("latents", GUIDANCE), ("latents_unguided", 1.0)] {
             let found = self.run(decoder, WIDTH, HEIGHT, guidance, Start::Noise);
-            assert_close(name, &found, &expected[name]);
+            assert_parity(name, &found, &expected[name]);
         }
         let start = Start::Picture { picture: picture(EDGE, EDGE), strength: STRENGTH };
         let found = self.run(decoder, EDGE, EDGE, GUIDANCE, start);
-        assert_close("latents of a picture", &found, &expected["latents_of_picture"]);
+        assert_parity("latents of a picture", &found, &expected["latents_of_picture"]);
         let (Fixture { expected, .. }, decoder) = &self.inpainter;
         let found = self.run(decoder, WIDTH, HEIGHT, GUIDANCE, inpaint(1.0));
-        assert_close("inpainted latents", &found, &expected["latents"]);
+        assert_parity("inpainted latents", &found, &expected["latents"]);
         let found = decoder.movq.decode(&self.tensor(found, (1, 4, HEIGHT as usize / 2, WIDTH as usize / 2)));
-        assert_close("inpainted picture", &values(&found.unwrap()), &expected["picture"]);
+        assert_parity("inpainted picture", &values(&found.unwrap()), &expected["picture"]);
     }
 }
 

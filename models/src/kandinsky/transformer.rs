@@ -11,7 +11,7 @@ use candle_core::{IndexOp, Result, Tensor};
 
 use super::config::PriorConfig;
 use crate::diffusion::embeddings::Sinusoids;
-use crate::layers::attention::{KeyValueColumns, KeysValues, attend};
+use crate::layers::attention::{Heads, KeyValueColumns, attend};
 use crate::layers::{Activation, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
 
@@ -155,7 +155,7 @@ struct Layer {
     feed_in: Linear,
     feed_out: Linear,
     width: usize,
-    heads: usize,
+    heads: Heads,
 }
 
 impl Layer {
@@ -170,7 +170,7 @@ impl Layer {
             feed_in: Linear::load(&weights.at("ff.net.0.proj"), width, EXPANSION * width)?,
             feed_out: Linear::load(&weights.at("ff.net.2"), EXPANSION * width, width)?,
             width,
-            heads,
+            heads: Heads::new(weights, width, heads),
         })
     }
 
@@ -183,7 +183,7 @@ impl Layer {
     fn attend(&self, projected: &Tensor, before: Option<&Tensor>) -> Result<Tensor> {
         let columns = |joined| KeyValueColumns { joined, keys: self.width, values: 2 * self.width };
         let parts: Vec<_> = before.into_iter().chain([projected]).map(columns).collect();
-        attend(projected, &KeysValues::prepare_sequence(&parts, self.width, self.heads)?, true)
+        attend(projected, &self.heads.prepare_sequence(&parts)?, true)
     }
 
     fn finish(&self, tokens: &Tensor, attended: &Tensor) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::DecoderConfig;
 use crate::diffusion::embeddings::Sinusoids;
-use crate::layers::attention::{KeyValueColumns, KeysValues, attend};
+use crate::layers::attention::{Heads, KeyValueColumns, attend};
 use crate::layers::{Activation, Conv2d, ConvExtras, FeatureMap, GroupNorm, LayerNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
@@ -189,7 +189,7 @@ impl Builder<'_> {
             added: joined(&["add_k_proj", "add_v_proj"], self.config.cross_attention_dim)?,
             output: Linear::load(&weights.at("to_out.0"), channels, channels)?,
             channels,
-            heads: channels / head_size,
+            heads: Heads::new(weights, channels, channels / head_size),
         })
     }
 
@@ -299,7 +299,7 @@ struct EmbeddingAttention {
     added: Linear,
     output: Linear,
     channels: usize,
-    heads: usize,
+    heads: Heads,
 }
 
 impl EmbeddingAttention {
@@ -311,7 +311,7 @@ impl EmbeddingAttention {
             KeyValueColumns { joined: context, keys: 0, values: self.channels },
             KeyValueColumns { joined: &joined, keys: self.channels, values: 2 * self.channels },
         ];
-        let keys_values = KeysValues::prepare_sequence(&parts, self.channels, self.heads)?;
+        let keys_values = self.heads.prepare_sequence(&parts)?;
         let output = self.output.forward_add(&attend(&joined, &keys_values, false)?, &input.to_tokens()?)?;
         FeatureMap::from_tokens(&output, extent.height, extent.width)
     }

@@ -7,12 +7,11 @@ use super::activation::exp;
 use super::host::{self, is_host};
 use super::isa::for_each_isa;
 use super::product::{DenseRows, Epilogue, PackedMatrix, Target, multiply_into};
-use crate::device;
+use crate::memory;
+use crate::weights::Weights;
 
 /// Queries whose scores are held at once by one task on the host.
 const QUERY_BLOCK: usize = 64;
-/// Scores held at once on a device, over all heads.
-const DEVICE_SCORES: usize = 1 << 28;
 
 /// Keys and values in the form that attention reads them, so that those of a prompt are prepared
 /// once for all steps.
@@ -25,7 +24,11 @@ pub(crate) enum KeysValues {
         head_count: usize,
     },
     /// Keys `[batch, heads, head size, tokens]`, values `[batch, heads, tokens, head size]`.
-    Device { keys: Tensor, values: Tensor },
+    /// `scores`: how many may be held at once, over all heads.
+    Device { keys: Tensor, values: Tensor, scores: usize },
+    /// Keys and values `[batch, tokens, heads, head size]`, for flash attention.
+    #[cfg(feature = "flash-attn")]
+    Flash { keys: Tensor, values: Tensor },
 }
 
 /// Where the keys and values of some tokens lie.
@@ -39,56 +42,93 @@ pub(crate) struct KeyValueColumns<'a> {
     pub(crate) values: usize,
 }
 
-impl KeysValues {
-    /// The tokens of each part in turn, with `channels` columns of keys and of values each.
-    pub(crate) fn prepare_sequence(
-        parts: &[KeyValueColumns],
-        channels: usize,
-        head_count: usize,
-    ) -> Result<Self> {
-        let columns = |part: &KeyValueColumns| {
-            let keys = part.joined.narrow(2, part.keys, channels)?;
-            Tensor::cat(&[keys, part.joined.narrow(2, part.values, channels)?], 2)
-        };
-        let parts = parts.iter().map(columns).collect::<Result<Vec<_>>>()?;
-        Self::prepare(&Tensor::cat(&parts, 1)?, 0, channels, channels, head_count)
+/// How the channels of an attention are shared out to heads, and how it is computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    channels: usize,
+    count: usize,
+    scores: usize,
+    #[cfg(feature = "flash-attn")]
+    kernel: crate::registry::Attention,
+}
+
+impl Heads {
+    /// Of an attention among `weights`. `count` must divide `channels`.
+    pub(crate) fn new(weights: &Weights, channels: usize, count: usize) -> Self {
+        Self {
+            channels,
+            count,
+            scores: weights.compute().attention_scores,
+            #[cfg(feature = "flash-attn")]
+            kernel: weights.compute().attention,
+        }
     }
 
-    /// From a tensor `[batch, tokens, width]` whose columns hold the keys from `key_column` on and
-    /// the values from `value_column` on, `channels` each.
-    pub(crate) fn prepare(
-        joined: &Tensor,
-        key_column: usize,
-        value_column: usize,
-        channels: usize,
-        head_count: usize,
-    ) -> Result<Self> {
+    /// Attention of tokens to each other, from their queries, keys and values side by side,
+    /// `[batch, tokens, 3 · channels]`, to `[batch, tokens, channels]`. If `causal`, a token sees itself
+    /// and those before.
+    pub(crate) fn attend_within(self, joined: &Tensor, causal: bool) -> Result<Tensor> {
+        let columns = KeyValueColumns { joined, keys: self.channels, values: 2 * self.channels };
+        attend(joined, &self.prepare(columns)?, causal)
+    }
+
+    /// The tokens of each part in turn.
+    pub(crate) fn prepare_sequence(self, parts: &[KeyValueColumns]) -> Result<KeysValues> {
+        let columns = |part: &KeyValueColumns| {
+            let keys = part.joined.narrow(2, part.keys, self.channels)?;
+            Tensor::cat(&[keys, part.joined.narrow(2, part.values, self.channels)?], 2)
+        };
+        let parts = parts.iter().map(columns).collect::<Result<Vec<_>>>()?;
+        let joined = Tensor::cat(&parts, 1)?;
+        self.prepare(KeyValueColumns { joined: &joined, keys: 0, values: self.channels })
+    }
+
+    pub(crate) fn prepare(self, columns: KeyValueColumns) -> Result<KeysValues> {
+        let KeyValueColumns { joined, keys, values } = columns;
         let (batch, tokens, width) = joined.dims3()?;
-        let size = channels / head_count;
+        let size = self.channels / self.count;
         if !is_host(joined) {
             let split = |column| -> Result<Tensor> {
-                joined.narrow(2, column, channels)?.reshape((batch, tokens, head_count, size))
+                joined.narrow(2, column, self.channels)?.reshape((batch, tokens, self.count, size))
             };
-            return Ok(Self::Device {
-                keys: split(key_column)?.permute((0, 2, 3, 1))?.contiguous()?,
-                values: split(value_column)?.transpose(1, 2)?.contiguous()?,
+            #[cfg(feature = "flash-attn")]
+            if self.is_flash(joined.dtype()) {
+                let (keys, values) = (split(keys)?.contiguous()?, split(values)?.contiguous()?);
+                return Ok(KeysValues::Flash { keys, values });
+            }
+            return Ok(KeysValues::Device {
+                keys: split(keys)?.permute((0, 2, 3, 1))?.contiguous()?,
+                values: split(values)?.transpose(1, 2)?.contiguous()?,
+                scores: self.scores,
             });
         }
-        host::with_values(joined, |values| {
+        host::with_values(joined, |joined| {
             let pack = |index: usize| {
-                let rows = &values[index / head_count * tokens * width..][..tokens * width];
-                let column = index % head_count * size;
+                let rows = &joined[index / self.count * tokens * width..][..tokens * width];
+                let column = index % self.count * size;
                 let keys = PackedMatrix::pack(1, size, tokens, |_, k, token| {
-                    rows[token * width + key_column + column + k]
+                    rows[token * width + keys + column + k]
                 });
                 let values = PackedMatrix::pack(1, tokens, size, |_, token, k| {
-                    rows[token * width + value_column + column + k]
+                    rows[token * width + values + column + k]
                 });
                 (keys, values)
             };
-            let heads = (0..batch * head_count).into_par_iter().map(pack).collect();
-            Self::Host { heads, tokens, channels, head_count }
+            let heads = (0..batch * self.count).into_par_iter().map(pack).collect();
+            KeysValues::Host { heads, tokens, channels: self.channels, head_count: self.count }
         })
+    }
+
+    /// Whether flash attention takes these heads: it has kernels for 16-bit numbers and small heads; an
+    /// autoencoder's one head of all channels is not among them, nor one that is kept in f32.
+    #[cfg(feature = "flash-attn")]
+    fn is_flash(self, dtype: DType) -> bool {
+        const LARGEST_HEAD: usize = 256;
+        let size = self.channels / self.count;
+        self.kernel == crate::registry::Attention::Flash
+            && matches!(dtype, DType::F16 | DType::BF16)
+            && size <= LARGEST_HEAD
+            && size.is_multiple_of(8)
     }
 }
 
@@ -100,7 +140,9 @@ pub(crate) fn attend(queries: &Tensor, keys_values: &KeysValues, causal: bool) -
         KeysValues::Host { heads, tokens, channels, head_count } => {
             attend_host(queries, heads, *tokens, *channels, *head_count, causal)
         }
-        KeysValues::Device { keys, values } => attend_device(queries, keys, values, causal),
+        KeysValues::Device { keys, values, scores } => attend_device(queries, keys, values, *scores, causal),
+        #[cfg(feature = "flash-attn")]
+        KeysValues::Flash { keys, values } => attend_flash(queries, keys, values, causal),
     }
 }
 
@@ -188,7 +230,26 @@ for_each_isa! {
     }
 }
 
-fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool) -> Result<Tensor> {
+#[cfg(feature = "flash-attn")]
+fn attend_flash(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool) -> Result<Tensor> {
+    let (batch, _, heads, size) = keys.dims4()?;
+    let (_, tokens, _) = queries.dims3()?;
+    let queries = queries.narrow(2, 0, heads * size)?.reshape((batch, tokens, heads, size))?.contiguous()?;
+    let factor = 1.0 / (size as f32).sqrt();
+    candle_flash_attn::flash_attn(&queries, keys, values, factor, causal)?.reshape((
+        batch,
+        tokens,
+        heads * size,
+    ))
+}
+
+fn attend_device(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    scores: usize,
+    causal: bool,
+) -> Result<Tensor> {
     let (batch, heads, size, key_tokens) = keys.dims4()?;
     let (_, tokens, _) = queries.dims3()?;
     let queries =
@@ -208,7 +269,7 @@ fn attend_device(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool)
         }
         candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(values.dtype())?.matmul(values)
     };
-    let block = (DEVICE_SCORES / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
+    let block = (scores / (batch * heads * key_tokens).max(1)).clamp(1, tokens.max(1));
     let outputs = in_slices(tokens, block, slice)?;
     Tensor::cat(&outputs, 2)?.transpose(1, 2)?.reshape((batch, tokens, heads * size))
 }
@@ -229,7 +290,7 @@ fn in_slices(
                 outputs.push(output);
                 first += rows;
             }
-            Err(error) if rows > 1 && device::is_out_of_memory(&error.to_string()) => {
+            Err(error) if rows > 1 && memory::is_short(&error) => {
                 block = rows.div_ceil(2);
                 tracing::debug!(block, "attention in smaller slices: the device's memory is short");
             }
@@ -254,6 +315,28 @@ mod tests {
                 candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
             }
             Tensor::arange(first as u32, (first + rows) as u32, &Device::Cpu)
+        }
+    }
+
+    #[test]
+    fn a_small_budget_changes_slices_and_no_more() {
+        let random = |seed, shape: &[usize]| {
+            let values = crate::noise::normal(seed, 0, shape.iter().product());
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap()
+        };
+        let (queries, keys) = (random(1, &[2, 7, 12]), random(2, &[2, 3, 4, 9]));
+        let values = random(3, &[2, 3, 9, 4]);
+        for causal in [false, true] {
+            let attend = |scores| {
+                let attended = attend_device(&queries, &keys, &values, scores, causal).unwrap();
+                attended.flatten_all().unwrap().to_vec1::<f64>().unwrap()
+            };
+            let whole = attend(usize::MAX);
+            for scores in [0, 2 * 3 * 9, 4 * 2 * 3 * 9 + 1] {
+                for (whole, sliced) in whole.iter().zip(attend(scores)) {
+                    assert!((whole - sliced).abs() < 1e-6, "{scores} scores: {whole} or {sliced}");
+                }
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Two-dimensional convolution.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::feature_map::{Extent, FeatureMap};
 use super::host;
@@ -189,7 +189,7 @@ impl Conv2d {
             input = input.pad_with_zeros(2, before, after)?.pad_with_zeros(3, before, after)?;
         }
         let padding = if before == after { before } else { 0 };
-        let mut output = input.conv2d(weight, padding, stride, 1, 1)?;
+        let mut output = convolve(&input, weight, padding, stride)?;
         if let Some(bias) = bias {
             output = output.broadcast_add(&bias.reshape((1, (), 1, 1))?)?;
         }
@@ -202,6 +202,15 @@ impl Conv2d {
         }
         Ok(FeatureMap::from_native(output))
     }
+}
+
+/// candle's convolution. On the processor it has none of bf16, whose sums are taken in f32 anyway.
+fn convolve(input: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Tensor> {
+    if !(input.device().is_cpu() && input.dtype() == DType::BF16) {
+        return input.conv2d(weight, padding, stride, 1, 1);
+    }
+    let (input, weight) = (input.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
+    input.conv2d(&weight, padding, stride, 1, 1)?.to_dtype(DType::BF16)
 }
 
 /// The pixels under the window, one row for each output pixel and one tap for each place in it.

@@ -11,10 +11,10 @@
 //! A verdict is a reason not to send a picture, never by itself a reason to
 //! punish: harmless patterns exist that fool this network.
 
-use candle_core::{DType, Device};
 use rayon::prelude::*;
 
 use super::NsfwScores;
+use crate::placement::Compute;
 use crate::{
     embedded,
     layers::{
@@ -59,7 +59,7 @@ impl NsfwClassifier {
 
     /// Opens a folder with these weights in `model.safetensors`.
     pub fn open(files: &ModelFiles) -> Result<Self, LoadError> {
-        Ok(Self::load(&files.weights("", &Device::Cpu, DType::F32)?)?)
+        Ok(Self::load(&files.weights("", &Compute::HOST)?)?)
     }
 
     fn load(weights: &Weights) -> Result<Self, WeightsError> {

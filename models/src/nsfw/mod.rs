@@ -18,9 +18,9 @@ pub use open_nsfw::{OPEN_NSFW_THRESHOLD, OpenNsfw};
 use candle_core::Result;
 
 use crate::{
-    device::DeviceKind,
     loader::{LoadError, LoadResult, ModelFiles},
     picture::RgbPicture,
+    placement::Placement,
     pool::Pool,
     safety::SafetyChecker,
 };
@@ -126,19 +126,19 @@ impl NsfwModel {
     /// Opens whichever classifier the files hold. `threads`: 0 for one a core.
     pub fn open(
         files: &ModelFiles,
-        device: DeviceKind,
+        placement: impl Into<Placement>,
         threads: usize,
     ) -> std::result::Result<Self, LoadError> {
-        Self::open_on(files, device, Pool::new(threads)?)
+        Self::open_on(files, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], to compute on the threads of `pool`. A folder with the `config.json` of a
     /// safety checker (or of a pipeline that has one below `safety_checker`) is one; the others are
     /// known by their weights.
-    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
+    pub(crate) fn open_on(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
         let network = pool.run(|| -> LoadResult<Network> {
             if SafetyChecker::is_in(files) {
-                return Ok(Network::Safety(SafetyChecker::open_on(files, device, Pool::current())?));
+                return Ok(Network::Safety(SafetyChecker::open_on(files, placement, Pool::current())?));
             }
             if OpenNsfw::is_in(files)? {
                 return Ok(Network::Open(OpenNsfw::open(files)?));

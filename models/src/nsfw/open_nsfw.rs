@@ -6,9 +6,10 @@
 //! the mean of each subtracted. The package also sends the picture through a JPEG file first, as
 //! Yahoo did, unless asked not to; this never does, since it would make scores depend on a JPEG encoder.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::NsfwOpinion;
+use crate::placement::Compute;
 use crate::{
     layers::{Conv2d, ConvExtras, FeatureMap, Rectifier, Window, activation::exp},
     loader::{LoadError, ModelFiles},
@@ -44,12 +45,12 @@ pub struct OpenNsfw {
 impl OpenNsfw {
     /// Whether these weights are of this network.
     pub(crate) fn is_in(files: &ModelFiles) -> std::result::Result<bool, LoadError> {
-        Ok(files.weights("", &Device::Cpu, DType::F32)?.contains(CLASSES_WEIGHT))
+        Ok(files.weights("", &Compute::HOST)?.contains(CLASSES_WEIGHT))
     }
 
     /// Opens a folder with these weights in `model.safetensors`.
     pub fn open(files: &ModelFiles) -> std::result::Result<Self, LoadError> {
-        Ok(Self::load(&files.weights("", &Device::Cpu, DType::F32)?)?)
+        Ok(Self::load(&files.weights("", &Compute::HOST)?)?)
     }
 
     fn load(weights: &Weights) -> WeightsResult<Self> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::*;
+use crate::device::DeviceKind;
 use crate::{embedded, picture::Limits};
 
 const PICTURES: [&str; 3] = ["chelsea-96x80.png", "nsfw_trigger_m.png", "nsfw_trigger_o.png"];

@@ -6,11 +6,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
 use serde::Deserialize;
 
 use crate::device::DeviceKind;
 use crate::nsfw::NsfwModel;
+use crate::placement::Compute;
 use crate::upscale::Upscaler;
 
 use super::{Architecture, EdgeRange, ModelTask, PictureLimits, Range, UpscaleLimits};
@@ -143,7 +143,7 @@ pub fn inspect_file(path: &Path) -> Result<(), LoadError> {
         return Err(ModelFiles::folder(path).bad_config("", "it is no file"));
     };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    ModelFiles::folder(folder).weights_of("", &[name.to_owned()], &Device::Cpu, DType::F32).map(|_| ())
+    ModelFiles::folder(folder).weights_of("", &[name.to_owned()], &Compute::HOST).map(|_| ())
 }
 
 /// A path that is no folder or file to look into has a clearer reason than a missing file in it.
@@ -174,7 +174,7 @@ fn part(files: &ModelFiles, name: &str) -> Result<PartFound, LoadError> {
     let mut numbers = 0;
     if files.contains(&inside("config.json")) {
         let (index, weights) = files.weight_files(name)?;
-        numbers = files.weights_of(name, &weights, &Device::Cpu, DType::F32)?.numbers();
+        numbers = files.weights_of(name, &weights, &Compute::HOST)?.numbers();
         found.extend(index.into_iter().chain(weights));
     }
     Ok(PartFound { files: found, numbers })
@@ -334,7 +334,7 @@ fn classifier(files: &ModelFiles) -> Result<Inspection, LoadError> {
     let mut found = part(files, "")?;
     if found.numbers == 0 {
         let (_, weights) = files.weight_files("")?;
-        found.numbers = files.weights_of("", &weights, &Device::Cpu, DType::F32)?.numbers();
+        found.numbers = files.weights_of("", &weights, &Compute::HOST)?.numbers();
         found.files.extend(weights);
     }
     found.files.sort();

@@ -149,6 +149,12 @@ impl Registry {
         Self { models: self.models.iter().filter(|spec| ids.contains(&spec.id)).cloned().collect() }
     }
 
+    /// The same models, computed in other numerics: what an honest node with another device answers.
+    pub fn in_numerics(mut self, numerics: Numerics) -> Self {
+        self.models.iter_mut().for_each(|spec| spec.numerics = numerics);
+        self
+    }
+
     /// The first model that serves a task.
     pub fn first_for(&self, task: ModelTask) -> Option<&ModelSpec> {
         self.models.iter().find(|spec| spec.serves(task))

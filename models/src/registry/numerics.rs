@@ -20,7 +20,7 @@ pub enum Precision {
 pub enum Attention {
     /// In one order on every processor and any number of threads.
     Portable,
-    /// As the device's own kernels do it.
+    /// As the device's own kernels do it; those of a processor are the portable ones in f32.
     Device,
     /// Flash attention (Dao et al. 2022), in tiles.
     Flash,
@@ -65,7 +65,7 @@ impl Numerics {
         self.dtype == Precision::F32 && self.attention == Attention::Portable
     }
 
-    fn check(self) -> Result<Self, &'static str> {
+    pub(crate) fn check(self) -> Result<Self, &'static str> {
         if self.attention == Attention::Portable && self.dtype != Precision::F32 {
             return Err("portable attention is there in f32 alone");
         }
@@ -77,6 +77,25 @@ impl Numerics {
 
     fn name(self) -> Option<&'static str> {
         Self::NAMED.into_iter().find(|(_, profile)| *profile == self).map(|(name, _)| name)
+    }
+}
+
+impl fmt::Display for Numerics {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        if let Some(name) = self.name() {
+            return formatter.write_str(name);
+        }
+        let dtype = match self.dtype {
+            Precision::F32 => "f32",
+            Precision::F16 => "f16",
+            Precision::Bf16 => "bf16",
+        };
+        let attention = match self.attention {
+            Attention::Portable => "portable",
+            Attention::Device => "device",
+            Attention::Flash => "flash",
+        };
+        write!(formatter, "{dtype} with {attention} attention")
     }
 }
 

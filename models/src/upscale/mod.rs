@@ -18,11 +18,11 @@ mod tests;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
-use crate::device::DeviceKind;
 use crate::diffusion::{GenerateError, StepControl};
 use crate::layers::FeatureMap;
 use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::picture::RgbPicture;
+use crate::placement::{Compute, Placement};
 use crate::pool::Pool;
 use crate::resample::Filter;
 use crate::weights::Weights;
@@ -140,31 +140,34 @@ pub struct Upscaler {
     plan: Plan,
     range: [f32; 2],
     part_bytes: usize,
-    device: Device,
-    dtype: DType,
+    compute: Compute,
     pool: Pool,
 }
 
 impl Upscaler {
     /// Opens an upscaling model. `threads`: 0 for one a core.
-    pub fn open(files: &ModelFiles, device: DeviceKind, threads: usize) -> Result<Self, LoadError> {
-        Self::open_on(files, device, Pool::new(threads)?)
+    pub fn open(
+        files: &ModelFiles,
+        placement: impl Into<Placement>,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        Self::open_on(files, placement.into(), Pool::new(threads)?)
     }
 
     /// As [`Self::open`], to compute on the threads of `pool`.
-    pub(crate) fn open_on(files: &ModelFiles, device: DeviceKind, pool: Pool) -> LoadResult<Self> {
-        pool.run(|| Self::load(files, device, pool.clone()))
+    pub(crate) fn open_on(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
+        pool.run(|| Self::load(files, placement, pool.clone()))
     }
 
-    fn load(files: &ModelFiles, kind: DeviceKind, pool: Pool) -> LoadResult<Self> {
+    fn load(files: &ModelFiles, placement: Placement, pool: Pool) -> LoadResult<Self> {
         const CONFIG: &str = "config.json";
         let config: UpscalerConfig = files.config(CONFIG)?;
         let [low, high] = config.input_range;
         if !(low.is_finite() && high.is_finite() && low < high) {
             return Err(files.bad_config(CONFIG, format!("input_range {low} to {high} is none")));
         }
-        let (device, dtype) = (kind.open()?, kind.dtype());
-        let weights = unwrapped(files.weights("", &device, dtype)?);
+        let compute = placement.open()?;
+        let weights = unwrapped(files.weights("", &compute)?);
         let network: Box<dyn Network> = match config.architecture {
             Architecture::Rrdb => Box::new(Rrdb::load(&weights)?),
             Architecture::Compact => Box::new(Compact::load(&weights)?),
@@ -175,7 +178,7 @@ impl Upscaler {
             let detail = format!("scale is {}, but the weights are of scale {}", config.scale, plan.scale);
             return Err(files.bad_config(CONFIG, detail));
         }
-        Ok(Self { network, plan, range: [low, high], part_bytes: PART_BYTES, device, dtype, pool })
+        Ok(Self { network, plan, range: [low, high], part_bytes: PART_BYTES, compute, pool })
     }
 
     /// By how much the network itself makes each edge grow.
@@ -283,7 +286,9 @@ impl Upscaler {
             }
         }
         let values = Tensor::from_vec(values, (1, 3, rect.height, rect.width), &Device::Cpu)?;
-        Ok(FeatureMap::from_channels_first(&values.to_dtype(self.dtype)?.to_device(&self.device)?)?)
+        Ok(FeatureMap::from_channels_first(
+            &values.to_dtype(self.compute.dtype)?.to_device(&self.compute.device)?,
+        )?)
     }
 
     /// Writes a tile's own part of its output into the whole picture's pixels.

@@ -8,7 +8,9 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use super::*;
+use crate::device::DeviceKind;
 use crate::embedded;
+use crate::parity::assert_parity;
 
 fn bytes(path: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)).unwrap()
@@ -87,11 +89,7 @@ fn every_network_gives_torchs_numbers() {
     for (name, embedded_as) in TINY.map(|name| (name, None)).into_iter().chain(embedded) {
         let Fixture { upscaler, picture, expected } = Fixture::open(name, embedded_as, 2);
         let found = samples(&upscaler, &picture);
-        assert_eq!(found.len(), expected.len(), "{name}");
-        let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-        let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
-        assert!(error <= 1e-4, "{name}: relative error {error}");
-        println!("{name}: relative error {error:.2e}");
+        assert_parity(name, &found, &expected);
 
         let upscaled = upscaler.upscale(&picture, upscaler.scale(), &mut keep_going).unwrap();
         let pixels = (upscaled.width() * upscaled.height()) as usize;

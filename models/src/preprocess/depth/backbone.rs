@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
 
-use crate::layers::attention::{KeysValues, attend};
+use crate::layers::attention::Heads;
 use crate::layers::{Activation, Conv2d, Extent, FeatureMap, Interpolation, LayerNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
@@ -160,8 +160,7 @@ struct Layer {
     shrink: Linear,
     mlp_scale: Tensor,
     activation: Activation,
-    channels: usize,
-    heads: usize,
+    heads: Heads,
 }
 
 impl Layer {
@@ -193,16 +192,13 @@ impl Layer {
             shrink: Linear::load(&weights.at("mlp.fc2"), inner, channels)?,
             mlp_scale: weights.tensor("layer_scale2.lambda1", &[channels])?,
             activation,
-            channels,
-            heads: config.num_attention_heads,
+            heads: Heads::new(weights, channels, config.num_attention_heads),
         })
     }
 
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         let joined = self.queries_keys_values.forward(&self.attention_norm.forward(input)?)?;
-        let keys_values =
-            KeysValues::prepare(&joined, self.channels, 2 * self.channels, self.channels, self.heads)?;
-        let attended = self.attention_out.forward(&attend(&joined, &keys_values, false)?)?;
+        let attended = self.attention_out.forward(&self.heads.attend_within(&joined, false)?)?;
         let middle = (attended.broadcast_mul(&self.attention_scale)? + input)?;
         let expanded = self.expand.forward_activated(&self.mlp_norm.forward(&middle)?, self.activation)?;
         self.shrink.forward(&expanded)?.broadcast_mul(&self.mlp_scale)? + middle

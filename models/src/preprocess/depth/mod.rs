@@ -10,12 +10,13 @@ mod head;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
 
 use crate::layers::{FeatureMap, Interpolation};
 use crate::loader::{LoadError, LoadResult, ModelFiles};
 use crate::picture::RgbPicture;
+use crate::placement::Compute;
 use crate::pool::Pool;
 use crate::resample::Filter;
 use backbone::{Backbone, BackboneConfig};
@@ -104,7 +105,7 @@ impl DepthEstimator {
         if config.reassemble_factors != reassemble_factors() || config.neck_hidden_sizes.len() != 4 {
             return Err(files.unknown(path, "a neck other than of factors 4, 2, 1 and 0.5"));
         }
-        let weights = files.weights(part, &Device::Cpu, DType::F32)?;
+        let weights = files.weights(part, &Compute::HOST)?;
         let width = config.backbone_config.hidden_size();
         Ok(Self {
             backbone: Backbone::load(&weights.at("backbone"), &config.backbone_config)?,

@@ -40,11 +40,7 @@ fn assert_close(what: &str, found: &FeatureMap, expected: TensorView) {
     let found: Vec<f32> = found.to_channels_first().unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let expected: Vec<f32> =
         expected.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
-    assert!(error <= 1e-4, "{what}: relative error {error}");
-    println!("{what}: relative error {error:.2e}");
+    crate::parity::assert_parity(what, &found, &expected);
 }
 
 #[test]
