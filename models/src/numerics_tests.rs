@@ -53,7 +53,8 @@ fn the_embedded_pictures_are_close_in_all_formats() {
     let files = embedded::find("argus-tiny").unwrap();
     let make = |numerics| {
         let pipeline = Pipeline::open(&files, on_processor(numerics), 2).unwrap();
-        pipeline.generate(&request(64), &mut |_: usize, _: usize| ControlFlow::Continue(())).unwrap()
+        let request = request(pipeline.default_edge() as u32);
+        pipeline.generate(&request, &mut |_: usize, _: usize| ControlFlow::Continue(())).unwrap()
     };
     let exact = make(Numerics::PORTABLE_F32);
     let device_f32 = Numerics { attention: Attention::Device, ..Numerics::PORTABLE_F32 };
@@ -113,10 +114,11 @@ fn upscaled_pictures_are_close_in_all_formats() {
 fn an_engine_computes_in_the_numerics_of_the_registry() {
     let run = |registry: &Registry| {
         let config = EngineConfig::on_processor(vec!["argus-tiny".parse().unwrap()]);
+        let edge = registry.get("argus-tiny").unwrap().pictures.unwrap().size.default;
         let engine = Engine::start(&config, registry).unwrap();
         let (sender, events) = std::sync::mpsc::sync_channel(64);
         let sink = Box::new(move |event| sender.send(event).unwrap());
-        let job = Job::Generate { model: config.models[0].clone(), request: request(64) };
+        let job = Job::Generate { model: config.models[0].clone(), request: request(edge) };
         engine.submit(job, CancelToken::new(), sink).unwrap();
         match events.iter().last() {
             Some(JobEvent::Done(Ok(Output::Picture { picture, .. }))) => picture,

@@ -3,31 +3,16 @@
 
 use serde::Deserialize;
 
+use super::options::{
+    AUTOENCODER_FIXED, Fixed, MAX_BLOCKS, MAX_CHANNELS, Others, PerBlock, UNET_FIXED, check_block_figures,
+    check_blocks, check_class, check_fixed, check_ranges, check_rgb,
+};
 use crate::loader::{LoadError, ModelFiles};
 
-/// The most resolutions of a network.
-const MAX_BLOCKS: usize = 16;
 /// The smallest edge of an autoencoder's tile, in pixels.
 const MIN_TILE_EDGE: usize = 256;
 /// The largest edge of an autoencoder's tile, in pixels.
 const MAX_TILE_EDGE: usize = 1024;
-
-/// A figure for all blocks, or one for each.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum PerBlock<T> {
-    Same(T),
-    Each(Vec<T>),
-}
-
-impl<T: Copy> PerBlock<T> {
-    pub(crate) fn get(&self, block: usize) -> Option<T> {
-        match self {
-            Self::Same(value) => Some(*value),
-            Self::Each(values) => values.get(block).copied(),
-        }
-    }
-}
 
 /// What the configs of a UNet and of a ControlNet, which is a copy of its contracting path, share.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,7 +22,7 @@ pub(crate) struct ContractingConfig {
     pub(crate) down_block_types: Vec<String>,
     #[serde(default = "mid_block")]
     mid_block_type: Option<String>,
-    #[serde(default = "two")]
+    #[serde(default = "super::options::defaults::two")]
     pub(crate) layers_per_block: usize,
     pub(crate) cross_attention_dim: usize,
     /// The number of heads, in spite of its name, unless `num_attention_heads` is there.
@@ -47,11 +32,11 @@ pub(crate) struct ContractingConfig {
     num_attention_heads: Option<PerBlock<usize>>,
     #[serde(default = "one_layer")]
     pub(crate) transformer_layers_per_block: PerBlock<usize>,
-    #[serde(default = "groups")]
+    #[serde(default = "super::options::defaults::groups")]
     pub(crate) norm_num_groups: usize,
-    #[serde(default = "epsilon")]
+    #[serde(default = "super::options::defaults::epsilon")]
     pub(crate) norm_eps: f64,
-    #[serde(default = "yes")]
+    #[serde(default = "super::options::defaults::yes")]
     pub(crate) flip_sin_to_cos: bool,
     #[serde(default)]
     pub(crate) freq_shift: f64,
@@ -62,7 +47,7 @@ pub(crate) struct ContractingConfig {
     #[serde(default)]
     projection_class_embeddings_input_dim: Option<usize>,
     #[serde(flatten)]
-    others: serde_json::Map<String, serde_json::Value>,
+    others: Others,
 }
 
 /// `unet/config.json`.
@@ -83,7 +68,7 @@ pub(crate) struct UNetConfig {
 pub(crate) struct ControlNetConfig {
     #[serde(rename = "_class_name")]
     class: String,
-    #[serde(default = "three")]
+    #[serde(default = "super::options::defaults::three")]
     conditioning_channels: usize,
     /// Widths of the convolutions that shrink the control picture to the size of the latents.
     #[serde(default = "conditioning_widths")]
@@ -95,23 +80,11 @@ pub(crate) struct ControlNetConfig {
 fn mid_block() -> Option<String> {
     Some("UNetMidBlock2DCrossAttn".to_owned())
 }
-fn two() -> usize {
-    2
-}
 fn eight() -> PerBlock<usize> {
     PerBlock::Same(8)
 }
 fn one_layer() -> PerBlock<usize> {
     PerBlock::Same(1)
-}
-fn groups() -> usize {
-    32
-}
-fn epsilon() -> f64 {
-    1e-5
-}
-fn yes() -> bool {
-    true
 }
 fn conditioning_widths() -> Vec<usize> {
     vec![16, 32, 96, 256]
@@ -126,72 +99,20 @@ pub(crate) struct AdditionConfig {
     pub(crate) inputs: usize,
 }
 
-/// The options of a UNet that are built in one way only, with the values that mean that way.
-const UNET_FIXED: &[(&str, &[&str])] = &[
-    ("act_fn", &["\"silu\""]),
-    ("attention_type", &["\"default\""]),
-    ("center_input_sample", &["false"]),
-    ("class_embed_type", &["null"]),
-    ("num_class_embeds", &["null"]),
-    ("conv_in_kernel", &["3"]),
-    ("conv_out_kernel", &["3"]),
-    ("cross_attention_norm", &["null"]),
+/// The options of these UNets that are built in one way only, beside those of every UNet.
+const CONTRACTING_FIXED: &Fixed = &[
     ("downsample_padding", &["1"]),
     ("dual_cross_attention", &["false"]),
     ("encoder_hid_dim", &["null"]),
     ("encoder_hid_dim_type", &["null"]),
-    ("mid_block_only_cross_attention", &["null", "false"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
-    ("only_cross_attention", &["false"]),
-    ("resnet_out_scale_factor", &["1", "1.0"]),
-    ("resnet_skip_time_act", &["false"]),
     ("resnet_time_scale_shift", &["\"default\""]),
     ("reverse_transformer_layers_per_block", &["null"]),
-    ("time_cond_proj_dim", &["null"]),
-    ("time_embedding_act_fn", &["null"]),
-    ("time_embedding_dim", &["null"]),
-    ("time_embedding_type", &["\"positional\""]),
-    ("timestep_post_act", &["null"]),
 ];
 
-const CONTROL_FIXED: &[(&str, &[&str])] =
+const CONTROL_FIXED: &Fixed =
     &[("controlnet_conditioning_channel_order", &["\"rgb\""]), ("global_pool_conditions", &["false"])];
 
-const VAE_FIXED: &[(&str, &[&str])] = &[
-    ("act_fn", &["\"silu\""]),
-    ("latents_mean", &["null"]),
-    ("latents_std", &["null"]),
-    ("mid_block_add_attention", &["true"]),
-];
-
-pub(crate) fn check_fixed(
-    files: &ModelFiles,
-    path: &str,
-    options: &serde_json::Map<String, serde_json::Value>,
-    fixed: &[(&str, &[&str])],
-) -> Result<(), LoadError> {
-    for (name, allowed) in fixed {
-        match options.get(*name).map(ToString::to_string) {
-            Some(value) if !allowed.contains(&value.as_str()) => {
-                return Err(files.unknown(path, format!("{name} = {value}")));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-pub(crate) fn check_blocks(
-    files: &ModelFiles,
-    path: &str,
-    found: &[String],
-    known: &[&str],
-) -> Result<(), LoadError> {
-    match found.iter().find(|block| !known.contains(&block.as_str())) {
-        Some(block) => Err(files.unknown(path, format!("block `{block}`"))),
-        None => Ok(()),
-    }
-}
+const VAE_FIXED: &Fixed = &[("latents_mean", &["null"]), ("latents_std", &["null"])];
 
 /// The middle block with attention.
 const ATTENTION_MIDDLE: &str = "UNetMidBlock2DCrossAttn";
@@ -201,14 +122,11 @@ const PLAIN_MIDDLE: &str = "UNetMidBlock2D";
 impl ContractingConfig {
     fn check(&self, files: &ModelFiles, path: &str) -> Result<(), LoadError> {
         check_fixed(files, path, &self.others, UNET_FIXED)?;
-        check_blocks(files, path, &self.down_block_types, &["DownBlock2D", "CrossAttnDownBlock2D"])?;
-        let blocks = self.block_out_channels.len();
-        if blocks == 0 || blocks > MAX_BLOCKS || self.down_block_types.len() != blocks {
-            return Err(files.bad_config(path, "block_out_channels and down_block_types differ in length"));
-        }
-        if self.block_out_channels.contains(&0) || self.layers_per_block == 0 {
-            return Err(files.bad_config(path, "a block has no channels or no layers"));
-        }
+        check_fixed(files, path, &self.others, CONTRACTING_FIXED)?;
+        let (channels, down) = (&self.block_out_channels, &self.down_block_types);
+        check_blocks(files, path, down, &["DownBlock2D", "CrossAttnDownBlock2D"])?;
+        check_block_figures(files, path, channels, &[("down_block_types", down)], self.layers_per_block)?;
+        let blocks = channels.len();
         for block in 0..blocks {
             if self
                 .heads(block)
@@ -251,9 +169,7 @@ impl ContractingConfig {
 impl UNetConfig {
     pub(crate) fn open(files: &ModelFiles, path: &str) -> Result<Self, LoadError> {
         let config: Self = files.config(path)?;
-        if config.class != "UNet2DConditionModel" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "UNet2DConditionModel")?;
         if !config.contracting.has_middle_attention() {
             return Err(
                 files.unknown(path, format!("mid_block_type {:?}", config.contracting.mid_block_type))
@@ -277,9 +193,7 @@ impl ControlNetConfig {
         scale: usize,
     ) -> Result<Self, LoadError> {
         let config: Self = files.config(path)?;
-        if config.class != "ControlNetModel" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "ControlNetModel")?;
         let (own, unet) = (&config.contracting, &unet.contracting);
         let middle = own.mid_block_type.as_deref();
         if !own.has_middle_attention() && middle != Some(PLAIN_MIDDLE) {
@@ -316,42 +230,33 @@ pub(crate) struct VaeConfig {
     pub(crate) block_out_channels: Vec<usize>,
     down_block_types: Vec<String>,
     up_block_types: Vec<String>,
-    #[serde(default = "one")]
+    #[serde(default = "super::options::defaults::one")]
     pub(crate) layers_per_block: usize,
-    #[serde(default = "four")]
+    #[serde(default = "super::options::defaults::four")]
     pub(crate) latent_channels: usize,
-    #[serde(default = "three")]
+    #[serde(default = "super::options::defaults::three")]
     in_channels: usize,
-    #[serde(default = "three")]
+    #[serde(default = "super::options::defaults::three")]
     out_channels: usize,
-    #[serde(default = "groups")]
+    #[serde(default = "super::options::defaults::groups")]
     pub(crate) norm_num_groups: usize,
     #[serde(default = "scaling")]
     pub(crate) scaling_factor: f64,
     #[serde(default)]
     pub(crate) shift_factor: Option<f64>,
-    #[serde(default = "yes")]
+    #[serde(default = "super::options::defaults::yes")]
     pub(crate) use_quant_conv: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "super::options::defaults::yes")]
     pub(crate) use_post_quant_conv: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "super::options::defaults::yes")]
     pub(crate) force_upcast: bool,
     /// The edge of the pictures that the autoencoder was trained on, in pixels.
     #[serde(default)]
     sample_size: Option<usize>,
     #[serde(flatten)]
-    others: serde_json::Map<String, serde_json::Value>,
+    others: Others,
 }
 
-fn one() -> usize {
-    1
-}
-fn three() -> usize {
-    3
-}
-fn four() -> usize {
-    4
-}
 fn scaling() -> f64 {
     0.18215
 }
@@ -359,23 +264,16 @@ fn scaling() -> f64 {
 impl VaeConfig {
     pub(crate) fn open(files: &ModelFiles, path: &str) -> Result<Self, LoadError> {
         let config: Self = files.config(path)?;
-        if config.class != "AutoencoderKL" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "AutoencoderKL")?;
+        check_fixed(files, path, &config.others, AUTOENCODER_FIXED)?;
         check_fixed(files, path, &config.others, VAE_FIXED)?;
-        check_blocks(files, path, &config.down_block_types, &["DownEncoderBlock2D"])?;
-        check_blocks(files, path, &config.up_block_types, &["UpDecoderBlock2D"])?;
-        let blocks = config.block_out_channels.len();
-        let types = [&config.down_block_types, &config.up_block_types];
-        if blocks == 0 || blocks > MAX_BLOCKS || types.iter().any(|types| types.len() != blocks) {
-            return Err(files.bad_config(
-                path,
-                "block_out_channels, down_block_types and up_block_types differ in length",
-            ));
-        }
-        if (config.in_channels, config.out_channels) != (3, 3) {
-            return Err(files.bad_config(path, "an autoencoder of RGB pictures has 3 channels"));
-        }
+        let (down, up) = (&config.down_block_types, &config.up_block_types);
+        check_blocks(files, path, down, &["DownEncoderBlock2D"])?;
+        check_blocks(files, path, up, &["UpDecoderBlock2D"])?;
+        let kinds: [(&str, &[String]); 2] = [("down_block_types", down), ("up_block_types", up)];
+        check_block_figures(files, path, &config.block_out_channels, &kinds, config.layers_per_block)?;
+        check_ranges(files, path, &[("latent_channels", config.latent_channels, MAX_CHANNELS)])?;
+        check_rgb(files, path, config.in_channels, config.out_channels)?;
         if !(config.scaling_factor.is_finite() && config.scaling_factor > 0.0) {
             return Err(files.bad_config(path, "scaling_factor must be above 0"));
         }

@@ -2,9 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::blocks::{NormFigures, ResidualBlock};
+use super::blocks::{NormFigures, ResidualBlock, ResidualFigures, TimeUse};
 use super::config::ContractingConfig;
-use super::embeddings::{AdditionEmbedding, SizeFigures, TimeEmbedding};
+use super::embeddings::{AdditionEmbedding, Sinusoids, SizeFigures, TimeEmbedding};
 use super::transformer::{PreparedContext, SpatialTransformer, TransformerFigures};
 use crate::layers::{Activation, Conv2d, ConvExtras, FeatureMap, Window};
 use crate::weights::{Weights, WeightsResult};
@@ -65,7 +65,7 @@ impl ContractingPath {
             |block: usize| builder.down_block(block, channels[if block == 0 { 0 } else { block - 1 }]);
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), config.in_channels, channels[0], Window::SAME)?,
-            time: TimeEmbedding::load(weights, config, builder.time_channels)?,
+            time: builder.time_embedding()?,
             addition: config
                 .addition()
                 .map(|addition| AdditionEmbedding::load(weights, config, addition, builder.time_channels))
@@ -125,6 +125,16 @@ impl<'a> Builder<'a> {
         Self { weights, config, time_channels: 4 * config.block_out_channels[0] }
     }
 
+    fn time_embedding(&self) -> WeightsResult<TimeEmbedding> {
+        let sinusoids = Sinusoids {
+            channels: self.config.block_out_channels[0],
+            cosines_first: self.config.flip_sin_to_cos,
+            shift: self.config.freq_shift,
+        };
+        let channels = self.time_channels;
+        TimeEmbedding::load(&self.weights.at("time_embedding"), sinusoids, channels, channels)
+    }
+
     pub(super) fn residual(
         &self,
         weights: &Weights,
@@ -132,7 +142,8 @@ impl<'a> Builder<'a> {
         outputs: usize,
     ) -> WeightsResult<ResidualBlock> {
         let norm = NormFigures { groups: self.config.norm_num_groups, epsilon: self.config.norm_eps };
-        ResidualBlock::load(weights, inputs, outputs, Some(self.time_channels), norm)
+        let figures = ResidualFigures { inputs, outputs, time: TimeUse::Added(self.time_channels), norm };
+        ResidualBlock::load(weights, figures)
     }
 
     fn transformer(&self, weights: &Weights, block: usize) -> WeightsResult<SpatialTransformer> {

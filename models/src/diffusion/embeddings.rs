@@ -42,32 +42,29 @@ impl Sinusoids {
 }
 
 /// The embedding of a timestep: diffusers' `Timesteps` and `TimestepEmbedding`.
-pub(super) struct TimeEmbedding {
+pub(crate) struct TimeEmbedding {
     sinusoids: Sinusoids,
     first: Linear,
     second: Linear,
 }
 
 impl TimeEmbedding {
-    pub(super) fn load(
+    /// Reads `linear_1`, to `inner` channels, and `linear_2`, to `outputs`.
+    pub(crate) fn load(
         weights: &Weights,
-        config: &ContractingConfig,
-        channels: usize,
+        sinusoids: Sinusoids,
+        inner: usize,
+        outputs: usize,
     ) -> WeightsResult<Self> {
-        let inputs = config.block_out_channels[0];
-        let weights = weights.at("time_embedding");
         Ok(Self {
-            sinusoids: Sinusoids {
-                channels: inputs,
-                cosines_first: config.flip_sin_to_cos,
-                shift: config.freq_shift,
-            },
-            first: Linear::load(&weights.at("linear_1"), inputs, channels)?,
-            second: Linear::load(&weights.at("linear_2"), channels, channels)?,
+            sinusoids,
+            first: Linear::load(&weights.at("linear_1"), sinusoids.channels, inner)?,
+            second: Linear::load(&weights.at("linear_2"), inner, outputs)?,
         })
     }
 
-    pub(super) fn forward(&self, timestep: f64, like: &Tensor) -> Result<Tensor> {
+    /// `[1, outputs]`. `like`: a tensor of the device and format.
+    pub(crate) fn forward(&self, timestep: f64, like: &Tensor) -> Result<Tensor> {
         let embedded = self.sinusoids.forward(&[timestep], like)?;
         self.second.forward(&self.first.forward_activated(&embedded, Activation::Silu)?)
     }

@@ -4,13 +4,14 @@
 //! alone. The starting noise comes from [`crate::noise`], never from a device's generator; on the
 //! processor the bits depend neither on the number of threads nor on the instruction set.
 
-mod blocks;
+pub(crate) mod blocks;
 pub(crate) mod canvas;
 pub(crate) mod config;
 mod contracting;
 mod control;
 mod denoise;
 pub(crate) mod embeddings;
+pub(crate) mod options;
 mod prompt;
 mod request;
 pub(crate) mod scheduler;

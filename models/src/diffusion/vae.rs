@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::blocks::{NormFigures, ResidualBlock, Upsampler};
+use super::blocks::{NormFigures, ResidualBlock, ResidualFigures, TimeUse, Upsampler};
 use super::config::VaeConfig;
 use super::tiles::{TileEdges, in_tiles};
 use crate::layers::attention::Heads;
@@ -106,7 +106,8 @@ impl Autoencoder {
 }
 
 fn residual(weights: &Weights, inputs: usize, outputs: usize, groups: usize) -> WeightsResult<ResidualBlock> {
-    ResidualBlock::load(weights, inputs, outputs, None, NormFigures { groups, epsilon: EPSILON })
+    let norm = NormFigures { groups, epsilon: EPSILON };
+    ResidualBlock::load(weights, ResidualFigures { inputs, outputs, time: TimeUse::None, norm })
 }
 
 /// Residual blocks of one resolution, the first of which changes the number of channels.

@@ -3,49 +3,14 @@
 
 use serde::Deserialize;
 
-use crate::diffusion::config::{PerBlock, check_blocks, check_fixed};
+use crate::diffusion::options::{
+    AUTOENCODER_FIXED, Fixed, MAX_CHANNELS, MAX_LAYERS, Others, PerBlock, UNET_FIXED, check_block_figures,
+    check_blocks, check_class, check_fixed, check_ranges, check_rgb,
+};
 use crate::loader::{LoadResult, ModelFiles};
 
-/// The most layers of the prior, and of a block; the prior of Kandinsky 2.2 has 20.
-const MAX_LAYERS: usize = 128;
-/// The most resolutions of a network.
-const MAX_BLOCKS: usize = 16;
-/// The widest token, embedding or picture inside a network; Kandinsky 2.2 has 2,048 channels at most.
-const MAX_CHANNELS: usize = 1 << 16;
 /// The most tokens of a text.
 const MAX_WINDOW: usize = 4096;
-
-type Others = serde_json::Map<String, serde_json::Value>;
-
-/// Holds figures by their names against 1 and the most that each may be.
-fn check_ranges(files: &ModelFiles, path: &str, figures: &[(&str, usize, usize)]) -> LoadResult<()> {
-    match figures.iter().find(|(_, found, most)| !(1..=*most).contains(found)) {
-        Some((name, found, most)) => {
-            Err(files.bad_config(path, format!("{name} is {found}, but must be 1 to {most}")))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Holds the figures of a network's blocks against each other and the most that they may be.
-fn check_block_figures(
-    files: &ModelFiles,
-    path: &str,
-    channels: &[usize],
-    kinds: [&Vec<String>; 2],
-    layers: usize,
-) -> LoadResult<()> {
-    if kinds.iter().any(|kinds| kinds.len() != channels.len()) {
-        let detail = "block_out_channels, down_block_types and up_block_types differ in length";
-        return Err(files.bad_config(path, detail));
-    }
-    let figures =
-        [("the number of blocks", channels.len(), MAX_BLOCKS), ("layers_per_block", layers, MAX_LAYERS)];
-    check_ranges(files, path, &figures)?;
-    let channels: Vec<_> =
-        channels.iter().map(|channels| ("a figure of block_out_channels", *channels, MAX_CHANNELS)).collect();
-    check_ranges(files, path, &channels)
-}
 
 /// `config.json` of a `PriorTransformer`.
 #[derive(Debug, Clone, Deserialize)]
@@ -92,7 +57,7 @@ fn additional() -> usize {
     4
 }
 
-const PRIOR_FIXED: &[(&str, &[&str])] = &[
+const PRIOR_FIXED: &Fixed = &[
     ("time_embed_act_fn", &["\"silu\""]),
     ("encoder_hid_proj_type", &["\"linear\""]),
     ("added_emb_type", &["\"prd\""]),
@@ -101,9 +66,7 @@ const PRIOR_FIXED: &[(&str, &[&str])] = &[
 impl PriorConfig {
     pub(super) fn open(files: &ModelFiles, path: &str) -> LoadResult<Self> {
         let config: Self = files.config(path)?;
-        if config.class != "PriorTransformer" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "PriorTransformer")?;
         check_fixed(files, path, &config.others, PRIOR_FIXED)?;
         for (name, kind) in [
             ("norm_in_type", &config.norm_in_type),
@@ -168,16 +131,16 @@ pub(super) struct DecoderConfig {
     pub(super) up_block_types: Vec<String>,
     #[serde(default)]
     mid_block_type: Option<String>,
-    #[serde(default = "two")]
+    #[serde(default = "crate::diffusion::options::defaults::two")]
     pub(super) layers_per_block: usize,
     pub(super) cross_attention_dim: usize,
     /// Channels of a head.
     attention_head_dim: PerBlock<usize>,
-    #[serde(default = "groups")]
+    #[serde(default = "crate::diffusion::options::defaults::groups")]
     pub(super) norm_num_groups: usize,
-    #[serde(default = "epsilon")]
+    #[serde(default = "crate::diffusion::options::defaults::epsilon")]
     pub(super) norm_eps: f64,
-    #[serde(default = "yes")]
+    #[serde(default = "crate::diffusion::options::defaults::yes")]
     pub(super) flip_sin_to_cos: bool,
     #[serde(default)]
     pub(super) freq_shift: f64,
@@ -195,47 +158,14 @@ pub(super) struct DecoderConfig {
     others: Others,
 }
 
-fn two() -> usize {
-    2
-}
-fn groups() -> usize {
-    32
-}
-fn epsilon() -> f64 {
-    1e-5
-}
-fn yes() -> bool {
-    true
-}
-
-const DECODER_FIXED: &[(&str, &[&str])] = &[
-    ("act_fn", &["\"silu\""]),
-    ("attention_type", &["\"default\""]),
-    ("center_input_sample", &["false"]),
-    ("class_embed_type", &["null"]),
-    ("num_class_embeds", &["null"]),
-    ("conv_in_kernel", &["3"]),
-    ("conv_out_kernel", &["3"]),
-    ("cross_attention_norm", &["null"]),
-    ("mid_block_only_cross_attention", &["null", "false"]),
-    ("mid_block_scale_factor", &["1", "1.0"]),
-    ("num_attention_heads", &["null"]),
-    ("only_cross_attention", &["false"]),
-    ("resnet_out_scale_factor", &["1", "1.0"]),
-    ("resnet_skip_time_act", &["false"]),
-    ("time_cond_proj_dim", &["null"]),
-    ("time_embedding_act_fn", &["null"]),
-    ("time_embedding_dim", &["null"]),
-    ("time_embedding_type", &["\"positional\""]),
-    ("timestep_post_act", &["null"]),
-];
+/// The options of a decoder that are built in one way only, beside those of every UNet.
+const DECODER_FIXED: &Fixed = &[("num_attention_heads", &["null"])];
 
 impl DecoderConfig {
     pub(super) fn open(files: &ModelFiles, path: &str) -> LoadResult<Self> {
         let config: Self = files.config(path)?;
-        if config.class != "UNet2DConditionModel" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "UNet2DConditionModel")?;
+        check_fixed(files, path, &config.others, UNET_FIXED)?;
         check_fixed(files, path, &config.others, DECODER_FIXED)?;
         for (name, found, built) in [
             ("mid_block_type", &config.mid_block_type, "UNetMidBlock2DSimpleCrossAttn"),
@@ -256,13 +186,9 @@ impl DecoderConfig {
 
     fn check_figures(&self, files: &ModelFiles, path: &str) -> LoadResult<()> {
         let blocks = self.block_out_channels.len();
-        check_block_figures(
-            files,
-            path,
-            &self.block_out_channels,
-            [&self.down_block_types, &self.up_block_types],
-            self.layers_per_block,
-        )?;
+        let kinds: [(&str, &[String]); 2] =
+            [("down_block_types", &self.down_block_types), ("up_block_types", &self.up_block_types)];
+        check_block_figures(files, path, &self.block_out_channels, &kinds, self.layers_per_block)?;
         let widths = [
             ("encoder_hid_dim", self.embedding_width(), MAX_CHANNELS),
             ("cross_attention_dim", self.cross_attention_dim, MAX_CHANNELS),
@@ -303,16 +229,16 @@ pub(super) struct MovqConfig {
     pub(super) block_out_channels: Vec<usize>,
     pub(super) down_block_types: Vec<String>,
     pub(super) up_block_types: Vec<String>,
-    #[serde(default = "one")]
+    #[serde(default = "crate::diffusion::options::defaults::one")]
     pub(super) layers_per_block: usize,
-    #[serde(default = "three")]
+    #[serde(default = "crate::diffusion::options::defaults::three")]
     pub(super) latent_channels: usize,
     vq_embed_dim: Option<usize>,
-    #[serde(default = "three")]
+    #[serde(default = "crate::diffusion::options::defaults::three")]
     in_channels: usize,
-    #[serde(default = "three")]
+    #[serde(default = "crate::diffusion::options::defaults::three")]
     out_channels: usize,
-    #[serde(default = "groups")]
+    #[serde(default = "crate::diffusion::options::defaults::groups")]
     pub(super) norm_num_groups: usize,
     #[serde(default)]
     norm_type: Option<String>,
@@ -320,38 +246,25 @@ pub(super) struct MovqConfig {
     others: Others,
 }
 
-fn one() -> usize {
-    1
-}
-fn three() -> usize {
-    3
-}
-
-const MOVQ_FIXED: &[(&str, &[&str])] = &[
-    ("act_fn", &["\"silu\""]),
-    ("lookup_from_codebook", &["false"]),
-    ("mid_block_add_attention", &["true"]),
-];
+const MOVQ_FIXED: &Fixed = &[("lookup_from_codebook", &["false"])];
 
 impl MovqConfig {
     pub(super) fn open(files: &ModelFiles, path: &str) -> LoadResult<Self> {
         let config: Self = files.config(path)?;
-        if config.class != "VQModel" {
-            return Err(files.unknown(path, format!("`{}`", config.class)));
-        }
+        check_class(files, path, &config.class, "VQModel")?;
         if config.norm_type.as_deref() != Some("spatial") {
             return Err(files.unknown(path, format!("norm_type = {:?}", config.norm_type)));
         }
+        check_fixed(files, path, &config.others, AUTOENCODER_FIXED)?;
         check_fixed(files, path, &config.others, MOVQ_FIXED)?;
         let (down, up) = (&config.down_block_types, &config.up_block_types);
         check_blocks(files, path, down, &["DownEncoderBlock2D", "AttnDownEncoderBlock2D"])?;
         check_blocks(files, path, up, &["UpDecoderBlock2D", "AttnUpDecoderBlock2D"])?;
         let channels = &config.block_out_channels;
-        check_block_figures(files, path, channels, [down, up], config.layers_per_block)?;
+        let kinds: [(&str, &[String]); 2] = [("down_block_types", down), ("up_block_types", up)];
+        check_block_figures(files, path, channels, &kinds, config.layers_per_block)?;
         check_ranges(files, path, &[("latent_channels", config.latent_channels, MAX_CHANNELS)])?;
-        if (config.in_channels, config.out_channels) != (3, 3) {
-            return Err(files.bad_config(path, "an autoencoder of RGB pictures has 3 channels"));
-        }
+        check_rgb(files, path, config.in_channels, config.out_channels)?;
         if config.vq_embed_dim.is_some_and(|width| width != config.latent_channels) {
             return Err(files.bad_config(path, "vq_embed_dim differs from latent_channels"));
         }

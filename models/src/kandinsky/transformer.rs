@@ -10,7 +10,7 @@
 use candle_core::{IndexOp, Result, Tensor};
 
 use super::config::PriorConfig;
-use crate::diffusion::embeddings::Sinusoids;
+use crate::diffusion::embeddings::{Sinusoids, TimeEmbedding};
 use crate::layers::attention::{Heads, KeyValueColumns, attend};
 use crate::layers::{Activation, LayerNorm, Linear};
 use crate::weights::{Weights, WeightsResult};
@@ -34,9 +34,7 @@ pub(super) struct EncodedText {
 }
 
 pub(super) struct PriorTransformer {
-    sinusoids: Sinusoids,
-    time_first: Linear,
-    time_second: Linear,
+    time: TimeEmbedding,
     latents: Linear,
     pooled_norm: Option<LayerNorm>,
     pooled: Linear,
@@ -57,6 +55,7 @@ impl PriorTransformer {
     pub(super) fn load(weights: &Weights, config: &PriorConfig) -> WeightsResult<Self> {
         let (width, embedding, pooled) = (config.width(), config.embedding_dim, config.pooled_width());
         let window = config.num_embeddings;
+        let sinusoids = Sinusoids { channels: width, cosines_first: true, shift: 0.0 };
         let norm = |name: &str, channels| LayerNorm::load(&weights.at(name), channels, LAYER_NORM_EPSILON);
         let optional = |wanted: bool, name: &str, channels| wanted.then(|| norm(name, channels)).transpose();
         let linear = |name: &str, inputs, outputs| Linear::load(&weights.at(name), inputs, outputs);
@@ -64,9 +63,7 @@ impl PriorTransformer {
             Layer::load(&weights.at(format!("transformer_blocks.{index}")), width, config.num_attention_heads)
         };
         Ok(Self {
-            sinusoids: Sinusoids { channels: width, cosines_first: true, shift: 0.0 },
-            time_first: linear("time_embedding.linear_1", width, config.time_width())?,
-            time_second: linear("time_embedding.linear_2", config.time_width(), width)?,
+            time: TimeEmbedding::load(&weights.at("time_embedding"), sinusoids, config.time_width(), width)?,
             latents: linear("proj_in", embedding, width)?,
             pooled_norm: optional(config.norms_pooled(), "embedding_proj_norm", pooled)?,
             pooled: linear("embedding_proj", pooled, width)?,
@@ -118,8 +115,7 @@ impl PriorTransformer {
         if count != texts.len() || texts.iter().any(|text| text.0.len() != self.layers.len()) {
             candle_core::bail!("{count} embeddings do not fit {} texts", texts.len());
         }
-        let time = self.sinusoids.forward(&[timestep], latents)?;
-        let time = self.time_second.forward(&self.time_first.forward_activated(&time, Activation::Silu)?)?;
+        let time = self.time.forward(timestep, latents)?;
         let width = time.dim(1)?;
         let same_for_all = |token: &Tensor| token.broadcast_as((count, 1, width))?.contiguous();
         let latents = self.latents.forward(latents)?.unsqueeze(1)?;

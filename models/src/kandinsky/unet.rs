@@ -5,9 +5,10 @@
 use candle_core::{Result, Tensor};
 
 use super::config::DecoderConfig;
-use crate::diffusion::embeddings::Sinusoids;
+use crate::diffusion::blocks::{NormFigures, ResidualBlock, ResidualFigures, Resizing, TimeUse};
+use crate::diffusion::embeddings::{Sinusoids, TimeEmbedding};
 use crate::layers::attention::{Heads, KeyValueColumns, attend};
-use crate::layers::{Activation, Conv2d, ConvExtras, FeatureMap, GroupNorm, LayerNorm, Linear, Window};
+use crate::layers::{Activation, Conv2d, FeatureMap, GroupNorm, LayerNorm, Linear, Window};
 use crate::weights::{Weights, WeightsResult};
 
 /// Tokens that an embedding becomes.
@@ -29,9 +30,7 @@ type Contexts<'a> = std::slice::Iter<'a, Tensor>;
 /// A decoder's UNet.
 pub(super) struct UNet {
     input: Conv2d,
-    sinusoids: Sinusoids,
-    time_first: Linear,
-    time_second: Linear,
+    time: TimeEmbedding,
     embedding_time: Linear,
     embedding_time_norm: LayerNorm,
     embedding_tokens: Linear,
@@ -49,19 +48,15 @@ impl UNet {
         let channels = &config.block_out_channels;
         let (first, blocks) = (channels[0], channels.len());
         let time = 4 * first;
+        let sinusoids =
+            Sinusoids { channels: first, cosines_first: config.flip_sin_to_cos, shift: config.freq_shift };
         let builder = Builder { weights, config, time_channels: time };
         let (embedding, token) = (config.embedding_width(), config.cross_attention_dim);
         let linear = |name: &str, inputs, outputs| Linear::load(&weights.at(name), inputs, outputs);
         let norm = |name: &str, channels| LayerNorm::load(&weights.at(name), channels, LAYER_NORM_EPSILON);
         Ok(Self {
             input: Conv2d::load(&weights.at("conv_in"), config.in_channels, first, Window::SAME)?,
-            sinusoids: Sinusoids {
-                channels: first,
-                cosines_first: config.flip_sin_to_cos,
-                shift: config.freq_shift,
-            },
-            time_first: linear("time_embedding.linear_1", first, time)?,
-            time_second: linear("time_embedding.linear_2", time, time)?,
+            time: TimeEmbedding::load(&weights.at("time_embedding"), sinusoids, time, time)?,
             embedding_time: linear("add_embedding.image_proj", embedding, time)?,
             embedding_time_norm: norm("add_embedding.image_norm", time)?,
             embedding_tokens: linear("encoder_hid_proj.image_embeds", embedding, EMBEDDING_TOKENS * token)?,
@@ -109,8 +104,7 @@ impl UNet {
         timestep: f64,
         conditioning: &Conditioning,
     ) -> Result<FeatureMap> {
-        let time = self.sinusoids.forward(&[timestep], latents.native())?;
-        let time = self.time_second.forward(&self.time_first.forward_activated(&time, Activation::Silu)?)?;
+        let time = self.time.forward(timestep, latents.native())?;
         let time = Activation::Silu.forward(&conditioning.time.broadcast_add(&time)?)?;
         let mut contexts = conditioning.contexts.iter();
         let mut hidden = self.input.forward(latents)?;
@@ -118,7 +112,7 @@ impl UNet {
         for block in &self.down {
             hidden = block.forward(hidden, &time, &mut contexts, &mut skips)?;
         }
-        hidden = self.middle.forward(&hidden, &time, &mut contexts)?;
+        hidden = self.middle.forward(hidden, &time, &mut contexts)?;
         for block in &self.up {
             hidden = block.forward(hidden, &time, &mut contexts, &mut skips)?;
         }
@@ -141,21 +135,10 @@ impl Builder<'_> {
         outputs: usize,
         resizing: Resizing,
     ) -> WeightsResult<ResidualBlock> {
-        let norm = |name: &str, channels| {
-            let (groups, epsilon) = (self.config.norm_num_groups, self.config.norm_eps);
-            GroupNorm::load(&weights.at(name), groups, channels, epsilon)
-        };
-        let shortcut = (inputs != outputs)
-            .then(|| Conv2d::load(&weights.at("conv_shortcut"), inputs, outputs, Window::POINT));
-        Ok(ResidualBlock {
-            first_norm: norm("norm1", inputs)?,
-            resizing,
-            first: Conv2d::load(&weights.at("conv1"), inputs, outputs, Window::SAME)?,
-            modulation: Linear::load(&weights.at("time_emb_proj"), self.time_channels, 2 * outputs)?,
-            second_norm: norm("norm2", outputs)?,
-            second: Conv2d::load(&weights.at("conv2"), outputs, outputs, Window::SAME)?,
-            shortcut: shortcut.transpose()?,
-        })
+        let norm = NormFigures { groups: self.config.norm_num_groups, epsilon: self.config.norm_eps };
+        let time = TimeUse::Modulating(self.time_channels);
+        let figures = ResidualFigures { inputs, outputs, time, norm };
+        Ok(ResidualBlock::load(weights, figures)?.resizing(resizing))
     }
 
     fn attentions(
@@ -246,50 +229,6 @@ impl Builder<'_> {
     }
 }
 
-/// What a residual block does to the size of a picture.
-#[derive(Debug, Clone, Copy)]
-enum Resizing {
-    None,
-    Halve,
-    Double,
-}
-
-/// diffusers' `ResnetBlock2D` with `scale_shift`.
-struct ResidualBlock {
-    first_norm: GroupNorm,
-    resizing: Resizing,
-    first: Conv2d,
-    /// Of the second normalisation.
-    modulation: Linear,
-    second_norm: GroupNorm,
-    second: Conv2d,
-    shortcut: Option<Conv2d>,
-}
-
-impl ResidualBlock {
-    /// `time`: SiLU of the time embedding, `[batch, time channels]`.
-    fn forward(&self, input: &FeatureMap, time: &Tensor) -> Result<FeatureMap> {
-        let hidden = self.first_norm.forward_silu(input)?;
-        let resized;
-        let (hidden, input) = match self.resizing {
-            Resizing::None => (self.first.forward(&hidden)?, input),
-            Resizing::Halve => {
-                resized = input.halve()?;
-                (self.first.forward(&hidden.halve()?)?, &resized)
-            }
-            Resizing::Double => {
-                resized = input.double()?;
-                let extras = ConvExtras { upsample: true, ..Default::default() };
-                (self.first.forward_with(&hidden, extras)?, &resized)
-            }
-        };
-        let hidden = self.second_norm.forward_modulated_silu(&hidden, &self.modulation.forward(time)?)?;
-        let shortcut = self.shortcut.as_ref().map(|conv| conv.forward(input)).transpose()?;
-        let residual = Some(shortcut.as_ref().unwrap_or(input));
-        self.second.forward_with(&hidden, ConvExtras { residual, ..Default::default() })
-    }
-}
-
 /// Attention of pixels to the tokens of an embedding and to each other: diffusers' `Attention` with
 /// `AttnAddedKVProcessor`.
 struct EmbeddingAttention {
@@ -340,14 +279,14 @@ impl DownBlock {
         skips: &mut Vec<FeatureMap>,
     ) -> Result<FeatureMap> {
         for (layer, residual) in self.residuals.iter().enumerate() {
-            hidden = residual.forward(&hidden, time)?;
+            hidden = residual.forward(hidden, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attention.forward_next(&hidden, contexts)?;
             }
             skips.push(hidden.clone());
         }
         if let Some(shrink) = &self.shrink {
-            hidden = shrink.forward(&hidden, time)?;
+            hidden = shrink.forward(hidden, Some(time))?;
             skips.push(hidden.clone());
         }
         Ok(hidden)
@@ -361,9 +300,9 @@ struct MiddleBlock {
 }
 
 impl MiddleBlock {
-    fn forward(&self, hidden: &FeatureMap, time: &Tensor, contexts: &mut Contexts) -> Result<FeatureMap> {
-        let hidden = self.attention.forward_next(&self.before.forward(hidden, time)?, contexts)?;
-        self.after.forward(&hidden, time)
+    fn forward(&self, hidden: FeatureMap, time: &Tensor, contexts: &mut Contexts) -> Result<FeatureMap> {
+        let hidden = self.attention.forward_next(&self.before.forward(hidden, Some(time))?, contexts)?;
+        self.after.forward(hidden, Some(time))
     }
 }
 
@@ -386,13 +325,15 @@ impl UpBlock {
             let Some(skip) = skips.pop() else {
                 candle_core::bail!("the up blocks are more than the down blocks")
             };
-            hidden = residual.forward(&hidden.concatenate(&skip)?, time)?;
+            hidden = hidden.concatenate(&skip)?;
+            drop(skip);
+            hidden = residual.forward(hidden, Some(time))?;
             if let Some(attention) = self.attentions.get(layer) {
                 hidden = attention.forward_next(&hidden, contexts)?;
             }
         }
         match &self.grow {
-            Some(grow) => grow.forward(&hidden, time),
+            Some(grow) => grow.forward(hidden, Some(time)),
             None => Ok(hidden),
         }
     }

@@ -291,18 +291,22 @@ fn limits(size: EdgeRange, scheduler: &SchedulerFigures) -> PictureLimits {
 }
 
 fn clip(files: &ModelFiles) -> Result<Inspection, LoadError> {
-    let mut found = part(files, "")?;
+    Ok(describer(Architecture::Clip, ModelTask::ImageEmbedding, part(files, "")?))
+}
+
+/// A model that says something of pictures of one size, by the cost of the embedded CLIP.
+fn describer(architecture: Architecture, task: ModelTask, mut found: PartFound) -> Inspection {
     found.files.sort();
-    Ok(Inspection {
-        architecture: Architecture::Clip,
-        tasks: vec![ModelTask::ImageEmbedding],
+    Inspection {
+        architecture,
+        tasks: vec![task],
         files: found.files,
         pictures: None,
         upscale: None,
         work_units: rounded(CLIP_UNITS * found.numbers as f64 / CLIP_NUMBERS),
         timeout: Duration::from_secs(6),
         memory: found.numbers * 4,
-    })
+    }
 }
 
 /// What an upscaler takes for each pixel that it is given, beside the weights, in bytes.
@@ -337,17 +341,7 @@ fn classifier(files: &ModelFiles) -> Result<Inspection, LoadError> {
         found.numbers = files.weights_of("", &weights, &Compute::HOST)?.numbers();
         found.files.extend(weights);
     }
-    found.files.sort();
-    Ok(Inspection {
-        architecture: Architecture::NsfwClassifier,
-        tasks: vec![ModelTask::NsfwClassification],
-        files: found.files,
-        pictures: None,
-        upscale: None,
-        work_units: rounded(CLIP_UNITS * found.numbers as f64 / CLIP_NUMBERS),
-        timeout: Duration::from_secs(6),
-        memory: found.numbers * 4,
-    })
+    Ok(describer(Architecture::NsfwClassifier, ModelTask::NsfwClassification, found))
 }
 
 /// Two digits tell enough.
