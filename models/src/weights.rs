@@ -354,3 +354,21 @@ fn read_entries(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let content: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &content).unwrap();
+        let mapped = FileBytes::map(file.path()).unwrap();
+        for range in [0..content.len(), 4097..4098, 9000..9000, content.len()..content.len()] {
+            assert_eq!(mapped.as_slice(), content);
+            mapped.release(range);
+        }
+        assert_eq!(mapped.as_slice(), content);
+    }
+}
