@@ -20,14 +20,19 @@ use std::{
 };
 
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, ErrorKind,
-    IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, IteratorMode,
+    Options, ReadOptions, WriteBatch, WriteOptions,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+mod error;
+mod repair;
 mod seal;
 #[cfg(test)]
 mod tests;
+
+pub use error::StoreError;
+pub use repair::Repaired;
 
 /// Everything that bounds the database's use of memory, files and time.
 mod limits {
@@ -119,115 +124,6 @@ pub enum Durability {
     Synced,
     /// With the operating system: survives the end of the process, however it ends.
     Buffered,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("the database {path} is in use by another process: stop that one, or choose another --data-dir")]
-    Locked { path: PathBuf },
-    #[error(
-        "the database {path} is damaged ({detail}). Run `argus store repair {path}` while no node uses it: \
-         it keeps a copy, saves what can be read, and says what was lost; or move the folder away to begin anew"
-    )]
-    Damaged { path: PathBuf, detail: String },
-    #[error("no permission to use the database {path} ({detail}): give this user read and write access")]
-    Denied { path: PathBuf, detail: String },
-    #[error("the disk with the database {path} is full: free some space, the node then goes on by itself")]
-    Full { path: PathBuf },
-    #[error("the database {path} is behind with its writes: try again")]
-    Busy { path: PathBuf },
-    #[error("the database {path} was written by a newer version of Argus ({detail}): update Argus")]
-    Newer { path: PathBuf, detail: String },
-    #[error("a {what} of {size} bytes for table {table} is over the limit of {limit}")]
-    TooLarge { table: &'static str, what: &'static str, size: usize, limit: usize },
-    #[error("a value in table {table} is not what this version of Argus expects: {detail}")]
-    Value { table: &'static str, detail: String },
-    #[error("the database {path} failed: {detail}")]
-    Io { path: PathBuf, detail: String },
-}
-
-impl StoreError {
-    /// A stable label for logs and metrics.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            StoreError::Locked { .. } => "locked",
-            StoreError::Damaged { .. } => "damaged",
-            StoreError::Denied { .. } => "denied",
-            StoreError::Full { .. } => "full",
-            StoreError::Busy { .. } => "busy",
-            StoreError::Newer { .. } => "newer",
-            StoreError::TooLarge { .. } => "too_large",
-            StoreError::Value { .. } => "value",
-            StoreError::Io { .. } => "io",
-        }
-    }
-
-    /// Whether the same call can succeed later without anybody repairing anything.
-    pub fn retryable(&self) -> bool {
-        matches!(self, StoreError::Full { .. } | StoreError::Busy { .. })
-    }
-
-    fn from_rocksdb(error: &rocksdb::Error, path: &Path) -> Self {
-        let path = path.to_owned();
-        let detail = error.to_string();
-        let says = |text: &str| detail.contains(text);
-        if says("No space left") || says("Disk quota exceeded") {
-            return StoreError::Full { path };
-        }
-        match error.kind() {
-            ErrorKind::Incomplete if free_space(&path) < limits::FREE_SPACE => StoreError::Full { path },
-            ErrorKind::Incomplete | ErrorKind::Busy | ErrorKind::TryAgain => StoreError::Busy { path },
-            ErrorKind::IOError if says("lock hold") || says("LOCK: Resource temporarily") => {
-                StoreError::Locked { path }
-            }
-            ErrorKind::IOError if says("Permission denied") || says("Read-only file system") => {
-                StoreError::Denied { path, detail }
-            }
-            ErrorKind::InvalidArgument if says("Column families not opened") => {
-                StoreError::Newer { path, detail }
-            }
-            // A file that the manifest names and that is gone or too short.
-            ErrorKind::Corruption | ErrorKind::InvalidArgument | ErrorKind::NotSupported => {
-                StoreError::Damaged { path, detail }
-            }
-            ErrorKind::IOError if says("No such file") || says("truncated") => {
-                StoreError::Damaged { path, detail }
-            }
-            _ => StoreError::Io { path, detail },
-        }
-    }
-
-    fn from_io(error: &io::Error, path: &Path) -> Self {
-        let path = path.to_owned();
-        let detail = error.to_string();
-        match error.kind() {
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                StoreError::Denied { path, detail }
-            }
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { path },
-            _ => StoreError::Io { path, detail },
-        }
-    }
-}
-
-/// Bytes this user may still write there; the largest number when the system does not say.
-fn free_space(path: &Path) -> u64 {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
-        return u64::MAX;
-    };
-    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: a valid C string and a place for the answer, which is read only when the call filled it.
-    unsafe {
-        if libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) != 0 {
-            return u64::MAX;
-        }
-        let answer = answer.assume_init();
-        // Some systems count in 32 bits.
-        #[allow(clippy::unnecessary_cast)]
-        let free = (answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64);
-        free
-    }
 }
 
 /// Keys and values, in the order of the keys.
@@ -500,50 +396,6 @@ impl Store {
     fn error(&self, error: &rocksdb::Error) -> StoreError {
         StoreError::from_rocksdb(error, &self.inner.path)
     }
-
-    /// Saves what can be read of a damaged database, after copying the folder aside. Not for a database
-    /// that a node has open.
-    pub fn repair(path: &Path) -> Result<Repaired, StoreError> {
-        if !path.is_dir() {
-            return Err(StoreError::Io { path: path.to_owned(), detail: "there is no such folder".into() });
-        }
-        let copy = copy_aside(path).map_err(|e| StoreError::from_io(&e, path))?;
-        if let Err(error) = DB::repair(&database_options(), path) {
-            let error = StoreError::from_rocksdb(&error, path);
-            if matches!(error, StoreError::Locked { .. }) {
-                // Nothing was touched, and a copy of a database in use is worth nothing.
-                let _ = fs::remove_dir_all(&copy);
-            }
-            return Err(error);
-        }
-        seal::remove(path).map_err(|e| StoreError::from_io(&e, path))?;
-        let store = Store::open(path)?;
-        let mut entries = Vec::new();
-        for table in Table::ALL {
-            let found = store.inner.db.iterator_cf(store.table(table), IteratorMode::Start);
-            let mut count = 0;
-            for entry in found {
-                entry.map_err(|e| store.error(&e))?;
-                count += 1;
-            }
-            entries.push((table.name(), count));
-        }
-        let lost = fs::read_dir(path.join("lost")).map_or(0, |files| {
-            files.filter_map(Result::ok).filter(|f| is_table_file(&f.file_name())).count()
-        });
-        Ok(Repaired { copy, entries, lost })
-    }
-}
-
-/// What a repair did.
-#[derive(Clone, Debug, Serialize)]
-pub struct Repaired {
-    /// The folder as it was before.
-    pub copy: PathBuf,
-    /// Entries in each table now.
-    pub entries: Vec<(&'static str, u64)>,
-    /// Table files that could not be read at all; they are in the folder `lost`.
-    pub lost: usize,
 }
 
 fn bounded(table: Table, what: &'static str, bytes: &[u8], limit: usize) -> Result<(), StoreError> {
@@ -611,27 +463,4 @@ fn holds_tables(path: &Path) -> Result<bool, StoreError> {
 
 fn is_table_file(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().ends_with(".sst")
-}
-
-/// Copies the folder beside itself, under a name that is free.
-fn copy_aside(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().map_or_else(|| "store".into(), |n| n.to_string_lossy());
-    let copy = (1..)
-        .map(|n| path.with_file_name(format!("{name}.before-repair-{n}")))
-        .find(|copy| !copy.exists())
-        .expect("some number is free");
-    let unfinished = path.with_file_name(format!("{name}.copying"));
-    if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)?;
-    }
-    fs::create_dir(&unfinished)?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        // Whoever closes any handle of a lock file loses the lock on it: leave it alone.
-        if entry.file_type()?.is_file() && entry.file_name() != "LOCK" {
-            fs::copy(entry.path(), unfinished.join(entry.file_name()))?;
-        }
-    }
-    fs::rename(&unfinished, &copy)?;
-    Ok(copy)
 }

@@ -13,15 +13,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use super::{
-    ApiError, ServiceError,
+    ApiError, ModelCard, ServiceError,
     api::App,
-    ledger::{Admission, Sold, thousandths},
-    limits, request,
+    ledger::{Sold, thousandths},
+    limits,
+    orders::Draft,
+    request,
     service::Served,
 };
 
@@ -162,16 +164,12 @@ pub(super) async fn embeddings(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let admission = app.admit(&headers)?;
-    let _place = app.place()?;
-    let memory = app.picture_place()?;
-    let read = request::read::<EmbeddingRequest>(&headers, body, limits::PICTURE_BODY).await?;
-    let as_base64 = read.as_base64()?;
-    let draft = read.draft(&app.service.models())?;
-    let model = draft.model.clone();
-    let task = app.decode(move || draft.prepare(true)).await??;
-    drop(memory);
-    let served = looked_at(&app, admission, task, Sold::Embedding).await?;
+    let mut as_base64 = false;
+    let draft = |read: EmbeddingRequest, cards: &[ModelCard]| {
+        as_base64 = read.as_base64()?;
+        read.draft(cards)
+    };
+    let (model, served) = looked_at(&app, &headers, body, Sold::Embedding, draft).await?;
     let Answer::Embeddings(all) = served.answer else {
         tracing::error!("an embedding task was answered with something else");
         return Err(ApiError::internal());
@@ -212,15 +210,7 @@ pub(super) async fn nsfw(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let admission = app.admit(&headers)?;
-    let _place = app.place()?;
-    let memory = app.picture_place()?;
-    let read = request::read::<NsfwRequest>(&headers, body, limits::PICTURE_BODY).await?;
-    let draft = read.draft(&app.service.models())?;
-    let model = draft.model.clone();
-    let task = app.decode(move || draft.prepare(true)).await??;
-    drop(memory);
-    let served = looked_at(&app, admission, task, Sold::Classification).await?;
+    let (model, served) = looked_at(&app, &headers, body, Sold::Classification, NsfwRequest::draft).await?;
     let Answer::Classes(all) = served.answer else {
         tracing::error!("a classification was answered with something else");
         return Err(ApiError::internal());
@@ -240,8 +230,22 @@ pub(super) async fn nsfw(
     Ok(Json(answer).into_response())
 }
 
-/// Has a task about pictures done, and charges for it.
-async fn looked_at(app: &App, admission: Admission, task: Task, sold: Sold) -> Result<Served, ApiError> {
+/// Reads a request about pictures, has it done and charges for it. Gives the id of the model that did it, too.
+async fn looked_at<R: DeserializeOwned>(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+    sold: Sold,
+    draft: impl FnOnce(R, &[ModelCard]) -> Result<Draft, ApiError>,
+) -> Result<(String, Served), ApiError> {
+    let admission = app.admit(headers)?;
+    let _place = app.place()?;
+    let memory = app.picture_place()?;
+    let read = request::read::<R>(headers, body, limits::PICTURE_BODY).await?;
+    let draft = draft(read, &app.service.models())?;
+    let model = draft.model.clone();
+    let task = app.decode(move || draft.prepare(true)).await??;
+    drop(memory);
     let (Task::ImageEmbedding(asked) | Task::NsfwClassification(asked)) = &task else {
         return Err(ApiError::internal());
     };
@@ -275,5 +279,5 @@ async fn looked_at(app: &App, admission: Admission, task: Task, sold: Sold) -> R
         Sold::Embedding | Sold::Image => app.metrics.embeddings.inc_by(count as u64),
     };
     app.metrics.credits_thousandths.inc_by(price);
-    Ok(served)
+    Ok((model, served))
 }

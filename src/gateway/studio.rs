@@ -25,14 +25,18 @@ const PAGE: &str = "text/html; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
-const FILES: [File; 10] = [
+const FILES: [File; 14] = [
     file!("/", PAGE, "index.html"),
     file!("/studio/icon.svg", "image/svg+xml", "icon.svg"),
     file!("/studio/studio.css", STYLE, "studio.css"),
+    file!("/studio/composer.css", STYLE, "composer.css"),
+    file!("/studio/stage.css", STYLE, "stage.css"),
+    file!("/studio/network.css", STYLE, "network.css"),
     file!("/studio/studio.js", SCRIPT, "studio.js"),
     file!("/studio/api.js", SCRIPT, "api.js"),
     file!("/studio/easel.js", SCRIPT, "easel.js"),
     file!("/studio/gallery.js", SCRIPT, "gallery.js"),
+    file!("/studio/key.js", SCRIPT, "key.js"),
     file!("/studio/modes.js", SCRIPT, "modes.js"),
     file!("/studio/network.js", SCRIPT, "network.js"),
     file!("/studio/tile.js", SCRIPT, "tile.js"),
