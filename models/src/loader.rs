@@ -193,7 +193,7 @@ impl ModelFiles {
         }
         let label = format!("{}/{file}", files.name);
         let label = if path.is_file() { files.name.clone() } else { label };
-        files.checkpoint = Some(Arc::new(Checkpoint::open(&label, files.bytes(&file)?)?));
+        files.checkpoint = Some(Arc::new(Checkpoint::open(&label, &file, files.bytes(&file)?)?));
         let tokenizers = ["tokenizer/vocab.json", "tokenizer/tokenizer.json"];
         if !tokenizers.iter().any(|tokenizer| files.contains(tokenizer)) {
             let detail = "there is no tokenizer in such a file; put that of the model it was trained from \
@@ -233,8 +233,14 @@ impl ModelFiles {
         self.holds(path) || self.checkpoint.as_ref().is_some_and(is_built_in)
     }
 
+    /// The file that has the weights of all parts, if the model is a checkpoint of one file, seen
+    /// [in parts](Self::in_parts).
+    pub(crate) fn checkpoint_file(&self) -> Option<&str> {
+        self.checkpoint.as_ref().map(|checkpoint| checkpoint.name())
+    }
+
     /// The same of the files themselves.
-    fn holds(&self, path: &str) -> bool {
+    pub(crate) fn holds(&self, path: &str) -> bool {
         match &self.place {
             Place::Embedded(files) => files.iter().any(|file| file.path == path),
             Place::Folder(folder) => match &self.pins {

@@ -110,6 +110,39 @@ fn a_model_is_added_verified_spoilt_and_removed() {
     assert!(text.starts_with("# The models") && !text.contains("dreamer"), "{text}");
 }
 
+/// The configs and tokenizers that a fixture carries in its header, by their paths; not its index of parts.
+fn texts(fixture: &Path) -> Vec<(String, String)> {
+    let bytes = std::fs::read(fixture).unwrap();
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let header = &rest[..u64::from_le_bytes(*length) as usize];
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let texts = header["__metadata__"].as_object().unwrap().iter();
+    let texts = texts.filter(|(path, _)| *path != "model_index.json");
+    texts.map(|(path, text)| (path.clone(), text.as_str().unwrap().to_owned())).collect()
+}
+
+/// A single-file checkpoint of tiny networks, with the configs of their size and a tokenizer beside it.
+#[test]
+fn a_checkpoint_of_one_file_is_added_by_its_path() {
+    let place = Place::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/fixtures");
+    let checkpoint = place.at("downloads/Dream Shaper.safetensors");
+    for (path, text) in texts(&fixtures.join("layouts/sd15.fixture")) {
+        std::fs::create_dir_all(place.at("downloads").join(&path).parent().unwrap()).unwrap();
+        std::fs::write(place.at("downloads").join(path), text).unwrap();
+    }
+    std::fs::copy(fixtures.join("checkpoints/sd15.fixture"), &checkpoint).unwrap();
+    std::fs::write(place.at("downloads/another.safetensors"), b"").unwrap();
+    let added = place.succeed(&["add", &checkpoint.display().to_string(), "--licence", "MIT"]);
+    assert_eq!(
+        (added["id"].as_str(), added["architecture"].as_str()),
+        (Some("dream-shaper"), Some("stable-diffusion"))
+    );
+    let entry = added["entry"].as_str().unwrap();
+    assert!(entry.contains("Dream Shaper.safetensors") && !entry.contains("another"), "{entry}");
+    assert_eq!(place.succeed(&["verify", "dream-shaper"])[0]["ok"], true);
+}
+
 #[test]
 fn what_cannot_be_added_says_what_to_do() {
     let place = Place::new();

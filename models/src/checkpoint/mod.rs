@@ -44,6 +44,8 @@ const ENDS_WITHOUT_SIGNAL: &str = "ztsnr";
 pub(crate) struct Checkpoint {
     family: Family,
     file: FileBytes,
+    /// Of the file in its folder.
+    name: String,
     label: String,
     /// Residual blocks of each of the UNet's down blocks.
     unet_layers: usize,
@@ -62,8 +64,8 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Looks at the names in a file. `label`: what to call it in messages.
-    pub(crate) fn open(label: &str, file: FileBytes) -> Result<Self, WeightsError> {
+    /// Looks at the tensors of the file `name`. `label`: what to call it in messages.
+    pub(crate) fn open(label: &str, name: &str, file: FileBytes) -> Result<Self, WeightsError> {
         let weights = Weights::open(label, vec![file.clone()], &Compute::HOST)?;
         let has = |prefix: &str| weights.tensors().any(|(name, _)| name.starts_with(prefix));
         let missing: Vec<&str> = [UNET, AUTOENCODER].into_iter().filter(|prefix| !has(prefix)).collect();
@@ -92,12 +94,18 @@ impl Checkpoint {
         let levels = numbers(&format!("{AUTOENCODER}decoder.up."), "").into_iter().max().unwrap_or(0) + 1;
         Ok(Self {
             family,
+            name: name.to_owned(),
             label: label.to_owned(),
             unet_layers: first_half.map_or(last_input, |index| index.saturating_sub(1)).max(1),
             autoencoder_levels: levels,
             configs: configs(family, &weights),
             file,
         })
+    }
+
+    /// The file's name in its folder.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// A built-in file.

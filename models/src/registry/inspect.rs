@@ -87,10 +87,13 @@ struct SchedulerFigures {
     timestep_spacing: Option<String>,
 }
 
-/// Looks at a model's folder.
+/// Looks at a model's folder, or at a checkpoint of one file.
 pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
     let files = ModelFiles::folder(path);
     check_readable(path)?;
+    if path.is_file() {
+        return checkpoint(&files.in_parts()?);
+    }
     if files.contains("model_index.json") {
         return diffusion(path, &files);
     }
@@ -99,6 +102,9 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
     }
     if !files.contains("config.json") && files.contains("model.safetensors") {
         return classifier(&files);
+    }
+    if !files.contains("config.json") && files.in_parts()?.checkpoint_file().is_some() {
+        return checkpoint(&files.in_parts()?);
     }
     let config: Class = files.config("config.json")?;
     if config.architectures.iter().any(|name| name == "StableDiffusionSafetyChecker") {
@@ -170,12 +176,16 @@ struct PartFound {
 fn part(files: &ModelFiles, name: &str) -> Result<PartFound, LoadError> {
     let inside = |file: &str| if name.is_empty() { file.to_owned() } else { format!("{name}/{file}") };
     let mut found: Vec<String> = SMALL_FILES.iter().map(|file| inside(file)).collect();
-    found.retain(|file| files.contains(file));
+    // Others of a checkpoint are built in.
+    found.retain(|file| files.holds(file));
     let mut numbers = 0;
     if files.contains(&inside("config.json")) {
-        let (index, weights) = files.weight_files(name)?;
-        numbers = files.weights_of(name, &weights, &Compute::HOST)?.numbers();
-        found.extend(index.into_iter().chain(weights));
+        numbers = files.weights(name, &Compute::HOST)?.numbers();
+        match files.weight_files(name) {
+            Ok((index, weights)) => found.extend(index.into_iter().chain(weights)),
+            Err(LoadError::MissingWeights { .. }) => {} // in the checkpoint
+            Err(error) => return Err(error),
+        }
     }
     Ok(PartFound { files: found, numbers })
 }
@@ -190,7 +200,7 @@ fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
         | "StableDiffusionXLInpaintPipeline"
         | "StableDiffusionXLImg2ImgPipeline" => {
             let vae = files.config::<AutoencoderFigures>("vae/config.json")?;
-            latent(Architecture::StableDiffusion, path, files, "", &vae)
+            latent(Architecture::StableDiffusion, files, &folders(path)?, "", &vae)
         }
         "KandinskyV22CombinedPipeline" | "KandinskyV22InpaintCombinedPipeline" => kandinsky(path, files, ""),
         "KandinskyV22Pipeline" | "KandinskyV22InpaintPipeline" | "KandinskyV22PriorPipeline" => {
@@ -206,23 +216,36 @@ fn diffusion(path: &Path, files: &ModelFiles) -> Result<Inspection, LoadError> {
 /// `decoder` is what the decoder's paths begin with.
 fn kandinsky(path: &Path, files: &ModelFiles, decoder: &str) -> Result<Inspection, LoadError> {
     let movq = files.config::<AutoencoderFigures>(&format!("{decoder}movq/config.json"))?;
-    latent(Architecture::Kandinsky, path, files, decoder, &movq)
+    latent(Architecture::Kandinsky, files, &folders(path)?, decoder, &movq)
+}
+
+/// What may lie beside a checkpoint of one file, in the place of what is built in or in the file.
+const CHECKPOINT_PARTS: [&str; 7] =
+    ["unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"];
+
+fn checkpoint(files: &ModelFiles) -> Result<Inspection, LoadError> {
+    let vae = files.config::<AutoencoderFigures>("vae/config.json")?;
+    let parts = CHECKPOINT_PARTS.map(str::to_owned);
+    let mut found = latent(Architecture::StableDiffusion, files, &parts, "", &vae)?;
+    found.files.extend(files.checkpoint_file().map(str::to_owned));
+    found.files.sort();
+    Ok(found)
 }
 
 /// A model that makes pictures out of latents, by the UNet below `prefix`.
 fn latent(
     architecture: Architecture,
-    path: &Path,
     files: &ModelFiles,
+    folders: &[String],
     prefix: &str,
     autoencoder: &AutoencoderFigures,
 ) -> Result<Inspection, LoadError> {
     let mut all = Vec::new();
     let (mut numbers, mut unet_numbers) = (0, 0);
-    for folder in folders(path)? {
-        let found = part(files, &folder)?;
+    for folder in folders {
+        let found = part(files, folder)?;
         numbers += found.numbers;
-        if folder == format!("{prefix}unet") {
+        if *folder == format!("{prefix}unet") {
             unet_numbers = found.numbers;
         }
         all.extend(found.files);

@@ -25,9 +25,10 @@ const MAX_README_BYTES: usize = 64 << 10;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The model: a folder in the layout of diffusers or transformers.
+    /// The model: a folder in the layout of diffusers or transformers, or a checkpoint of one file with its tokenizer
+    /// beside it.
     path: PathBuf,
-    /// Its name in the network [default: the folder's].
+    /// Its name in the network [default: the folder's or the file's].
     #[arg(long)]
     id: Option<String>,
     /// SPDX expression or name of the weights' licence [default: what the folder's README.md says].
@@ -102,11 +103,12 @@ impl FromStr for HubArg {
 pub(super) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
     let registry = args.registry.file()?;
     let mut file = RegistryFile::open_or_begin(registry)?;
-    let folder = args.path.canonicalize().with_context(|| format!("{} is not there", args.path.display()))?;
-    let id = id(args, &folder)?;
-    let found = inspect(&folder)?;
+    let path = args.path.canonicalize().with_context(|| format!("{} is not there", args.path.display()))?;
+    let id = id(args, &path)?;
+    let found = inspect(&path)?;
+    let folder = if path.is_file() { path.parent().unwrap_or(&path) } else { &path };
     let entry = Entry { args, base: &base(file.folder())?, bars: &Bars::new(json) };
-    let table = entry.table(&id, &folder, &found)?;
+    let table = entry.table(&id, folder, &found)?;
     let text = table.to_string();
     file.put(&id, table, args.replace)?;
     if !args.dry_run {
@@ -143,12 +145,13 @@ fn base(folder: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn id(args: &Args, folder: &Path) -> anyhow::Result<ModelId> {
+fn id(args: &Args, path: &Path) -> anyhow::Result<ModelId> {
     if let Some(id) = &args.id {
         return Ok(id.parse()?);
     }
-    let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
-    name.replace(' ', "-").parse().context("its folder's name is no id; say --id")
+    let name = if path.is_file() { path.file_stem() } else { path.file_name() };
+    let name = name.and_then(|name| name.to_str()).unwrap_or_default().to_lowercase();
+    name.replace(' ', "-").parse().context("its name is no id; say --id")
 }
 
 /// An entry that is put together.
