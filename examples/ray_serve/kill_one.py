@@ -1,4 +1,5 @@
-"""Kills one of the workers behind Ray Serve while requests come in, and counts what was answered.
+"""Kills one of the workers behind Ray Serve while requests come in, counts what was answered, and waits until
+another stands in its place.
 
     python3 examples/ray_serve/kill_one.py --url http://127.0.0.1:10006 --seconds 60
 
@@ -48,6 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--url", default="http://127.0.0.1:10006")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--patience", type=float, default=120, help="seconds to wait for the new worker afterwards")
     parser.add_argument("--at-once", type=int, default=2)
     given = parser.parse_args()
     before = workers()
@@ -72,11 +74,13 @@ def main():
                     answered += 1
                 except Exception as error:
                     failed.append(f"{time.monotonic() - start:.1f} s: {error}")
-    after = workers()
-    print(f"answered {answered}, failed {len(failed)}; workers now {after}")
+    deadline = time.monotonic() + given.patience
+    while len(after := workers()) < len(before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    print(f"{time.monotonic() - start:.1f} s: answered {answered}, failed {len(failed)}; workers now {after}")
     print("\n".join(failed))
     assert ask(given.url, 7) == reference, "the same seed gave another picture"
-    sys.exit(0 if not failed and len(after) >= 2 and killed not in after else 1)
+    sys.exit(0 if not failed and len(after) >= len(before) and killed not in after else 1)
 
 
 if __name__ == "__main__":

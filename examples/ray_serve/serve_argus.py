@@ -134,7 +134,8 @@ def application(argus: str, arguments: list[str], replicas: int, cpus: float, gp
         health_check_period_s=2,
         health_check_timeout_s=10,
     ).bind(os.path.abspath(argus), arguments, 60.0)
-    return Front.options(ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=1000).bind(workers, replicas)
+    # It only waits for others: on a machine whose cores are all given to workers it must find its place too.
+    return Front.options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000).bind(workers, replicas)
 
 
 def main():
