@@ -10,39 +10,71 @@ pub(crate) struct EmbeddedFile {
     pub(crate) bytes: &'static [u8],
 }
 
-macro_rules! embed {
-    ($folder:literal: $($path:literal),* $(,)?) => {
-        &[$(EmbeddedFile { path: $path, bytes: include_bytes!(concat!("../weights/", $folder, "/", $path)) }),*]
+macro_rules! bytes {
+    ($folder:literal, $path:literal) => {
+        include_bytes!(concat!("../weights/", $folder, "/", $path))
     };
 }
 
-const ARGUS_TINY: &[EmbeddedFile] = embed!("argus-tiny":
+/// The files of a folder, each under its path in it, and those that it shares with others.
+macro_rules! embed {
+    ($folder:literal: $($path:literal),* $(,)? $(; $($shared:literal = $bytes:expr),* $(,)?)?) => {
+        &[
+            $(EmbeddedFile { path: $path, bytes: bytes!($folder, $path) },)*
+            $($(EmbeddedFile { path: $shared, bytes: $bytes },)*)?
+        ]
+    };
+}
+
+// What several models have in common is in the binary once.
+static SCHEDULER: &[u8] = bytes!("argus-tiny", "scheduler/scheduler_config.json");
+static TEXT_ENCODER_CONFIG: &[u8] = bytes!("argus-tiny", "text_encoder/config.json");
+static TEXT_ENCODER: &[u8] = bytes!("argus-tiny", "text_encoder/model.safetensors");
+static TOKENIZER: &[u8] = bytes!("argus-tiny", "tokenizer/tokenizer.json");
+static UNET: &[u8] = bytes!("argus-tiny", "unet/diffusion_pytorch_model.safetensors");
+static VAE_CONFIG: &[u8] = bytes!("argus-tiny", "vae/config.json");
+static VAE: &[u8] = bytes!("argus-tiny", "vae/diffusion_pytorch_model.safetensors");
+
+static ARGUS_TINY: &[EmbeddedFile] = embed!("argus-tiny":
     "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/tokenizer.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
+    "unet/config.json";
+    "scheduler/scheduler_config.json" = SCHEDULER,
+    "text_encoder/config.json" = TEXT_ENCODER_CONFIG,
+    "text_encoder/model.safetensors" = TEXT_ENCODER,
+    "tokenizer/tokenizer.json" = TOKENIZER,
+    "unet/diffusion_pytorch_model.safetensors" = UNET,
+    "vae/config.json" = VAE_CONFIG,
+    "vae/diffusion_pytorch_model.safetensors" = VAE,
 );
 
-const CLIP_TINY: &[EmbeddedFile] = &[
-    EmbeddedFile { path: "config.json", bytes: include_bytes!("../weights/clip/config.json") },
-    EmbeddedFile { path: "model.safetensors", bytes: include_bytes!("../weights/clip/model.safetensors") },
-    // It was trained with the tokenizer of the diffusion model.
-    EmbeddedFile {
-        path: "tokenizer.json",
-        bytes: include_bytes!("../weights/argus-tiny/tokenizer/tokenizer.json"),
-    },
-];
+/// The second shard of its UNet has what was trained further, the first everything else.
+static ARGUS_TINY_INPAINT: &[EmbeddedFile] = embed!("argus-tiny-inpaint":
+    "model_index.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors";
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors" = UNET,
+    "scheduler/scheduler_config.json" = SCHEDULER,
+    "text_encoder/config.json" = TEXT_ENCODER_CONFIG,
+    "text_encoder/model.safetensors" = TEXT_ENCODER,
+    "tokenizer/tokenizer.json" = TOKENIZER,
+    "vae/config.json" = VAE_CONFIG,
+    "vae/diffusion_pytorch_model.safetensors" = VAE,
+);
 
-const NSFW_MOBILENETV2: &[EmbeddedFile] = embed!("nsfw-mobilenetv2": "model.safetensors");
+/// It was trained on outlines and on Canny edges, and takes both.
+static ARGUS_TINY_CONTROLNET: &[EmbeddedFile] =
+    embed!("argus-tiny-controlnet": "config.json", "diffusion_pytorch_model.safetensors");
 
-const UPSCALE_X2: &[EmbeddedFile] = embed!("upscale-x2": "config.json", "model.safetensors");
+/// It was trained with the tokenizer of the diffusion model.
+static CLIP_TINY: &[EmbeddedFile] =
+    embed!("clip": "config.json", "model.safetensors"; "tokenizer.json" = TOKENIZER);
 
-const UPSCALE_X4: &[EmbeddedFile] = embed!("upscale-x4": "config.json", "model.safetensors");
+static NSFW_MOBILENETV2: &[EmbeddedFile] = embed!("nsfw-mobilenetv2": "model.safetensors");
+
+static UPSCALE_X2: &[EmbeddedFile] = embed!("upscale-x2": "config.json", "model.safetensors");
+
+static UPSCALE_X4: &[EmbeddedFile] = embed!("upscale-x4": "config.json", "model.safetensors");
 
 /// The files of the NSFW classifier that describes every picture.
 pub(crate) fn nsfw_classifier() -> ModelFiles {
@@ -51,12 +83,15 @@ pub(crate) fn nsfw_classifier() -> ModelFiles {
 
 /// The files of an embedded model by its name in the registry.
 pub(crate) fn find(name: &str) -> Option<ModelFiles> {
-    match name {
-        "argus-tiny" => Some(ModelFiles::embedded(name, ARGUS_TINY)),
-        "clip-tiny" => Some(ModelFiles::embedded(name, CLIP_TINY)),
-        "nsfw-mobilenetv2" => Some(nsfw_classifier()),
-        "upscale-x2" => Some(ModelFiles::embedded(name, UPSCALE_X2)),
-        "upscale-x4" => Some(ModelFiles::embedded(name, UPSCALE_X4)),
-        _ => None,
-    }
+    let files = match name {
+        "argus-tiny" => ARGUS_TINY,
+        "argus-tiny-inpaint" => ARGUS_TINY_INPAINT,
+        "argus-tiny-scribble" | "argus-tiny-canny" => ARGUS_TINY_CONTROLNET,
+        "clip-tiny" => CLIP_TINY,
+        "nsfw-mobilenetv2" => return Some(nsfw_classifier()),
+        "upscale-x2" => UPSCALE_X2,
+        "upscale-x4" => UPSCALE_X4,
+        _ => return None,
+    };
+    Some(ModelFiles::embedded(name, files))
 }

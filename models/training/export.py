@@ -2,6 +2,9 @@
 
     python export.py --models out --weights ../weights
 
+The inpainting UNet is written as the tensors in which it differs from the text-to-image UNet, the second of two shards
+under an index; the first is that UNet's own file, which the binary holds once.
+
 Refuses to write a tensor that is not finite in f16, or that f16 changes by more than one part in 200 of its
 largest value. Each file is put in place by a rename, so that a reader never sees half of one.
 """
@@ -12,6 +15,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 MODEL_INDEX = {
@@ -27,6 +31,9 @@ MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+INPAINT_INDEX = {**MODEL_INDEX, "_class_name": "StableDiffusionInpaintPipeline"}
+FOLDERS = {"vae": "vae-128", "controlnet": "controlnet-scribble"}  # of what was trained, where the names differ
+SHARDS = [f"diffusion_pytorch_model-{number:05}-of-00002.safetensors" for number in (1, 2)]
 UNKNOWN = "Ā"  # the byte 0, which no prompt holds
 
 
@@ -73,22 +80,36 @@ def export_folder(source: Path, target: Path) -> None:
         export_weights(weights, target / weights.name)
 
 
+def export_inpaint(source: Path, unet: Path, target: Path) -> None:
+    export_config(source / "config.json", target / "unet/config.json")
+    export_weights(source / "changed.safetensors", target / "unet" / SHARDS[1])
+    with safe_open(unet, "numpy") as whole, safe_open(target / "unet" / SHARDS[1], "numpy") as changed:
+        shard = {**dict.fromkeys(whole.keys(), SHARDS[0]), **dict.fromkeys(changed.keys(), SHARDS[1])}
+    index = {"metadata": {}, "weight_map": shard}
+    text = json.dumps(index, indent=1, sort_keys=True) + "\n"
+    put(target / "unet/diffusion_pytorch_model.safetensors.index.json", lambda path: path.write_text(text))
+    put(target / "model_index.json", lambda path: path.write_text(json.dumps(INPAINT_INDEX, indent=2) + "\n"))
+
+
 def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=here / "out")
     parser.add_argument("--weights", type=Path, default=here / "../weights")
-    parser.add_argument("--parts", nargs="+", default=["tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip"])
+    everything = ["tokenizer", "text_encoder", "unet", "vae", "scheduler", "clip", "controlnet", "inpaint"]
+    parser.add_argument("--parts", nargs="+", choices=everything, default=everything)
     args = parser.parse_args()
-    tiny = args.weights / "argus-tiny"
+    tiny, own = args.weights / "argus-tiny", {"clip": "clip", "controlnet": "argus-tiny-controlnet"}
     for part in args.parts:
-        source = args.models / part
+        source = args.models / FOLDERS.get(part, part)
         if part == "tokenizer":
             export_tokenizer(source / "tokenizer.json", tiny / "tokenizer/tokenizer.json")
         elif part == "scheduler":
             export_config(source / "scheduler_config.json", tiny / "scheduler/scheduler_config.json")
+        elif part == "inpaint":
+            export_inpaint(source, tiny / "unet/diffusion_pytorch_model.safetensors", args.weights / "argus-tiny-inpaint")
         else:
-            export_folder(source, args.weights / "clip" if part == "clip" else tiny / part)
+            export_folder(source, args.weights / own.get(part, f"argus-tiny/{part}"))
     put(tiny / "model_index.json", lambda path: path.write_text(json.dumps(MODEL_INDEX, indent=2) + "\n"))
 
 

@@ -220,6 +220,17 @@ weights change. `*.fixture` are safetensors files. Versions: torch {torch}, Pill
 | `clip.fixture` | clip ({clip}) | text embeddings of both prompts, image embeddings of {clip_pictures} |
 | `nsfw.json`, `nsfw.fixture` | nsfw-mobilenetv2 ({nsfw}) | class scores and the pooled 1280-wide feature of {nsfw_pictures}, by a plain torch forward (`models/training/nsfw.py`) of the f16 weights |
 | `pictures/ddim-result.png` | argus-tiny | the picture of the DDIM run |
+| `schedulers/*.fixture` | nothing | 273 whole runs of diffusers' schedulers under an affine network, by `models/training/fixtures/schedulers.py` |
+| `prompts/*.fixture` | `layouts/` | weighted and long prompts, by transformers' encoders (`models/training/fixtures/prompts.py`) |
+| `tokens/*` | nothing | CLIP's tokenizer with its first 3,000 merges (open-clip-torch, MIT), and 1,000 prompts by transformers' `CLIPTokenizer` (`models/training/fixtures/tokens.py`) |
+| `lora/*` | `layouts/` | LoRA files in the formats of peft, older diffusers and kohya, and what diffusers gives with them fused (`models/training/fixtures/lora.py`) |
+| `checkpoints/*.fixture` | `layouts/` | the models of `layouts/` as single files in the names of the original training code (`models/training/fixtures/checkpoints.py`) |
+| `upscale/*.fixture` | its own, and upscale-x2, upscale-x4 | RRDBNet (two scales, community names), SRVGGNetCompact, upconv_7, by `models/training/fixtures/upscale.py` on crops of chelsea |
+| `vision/*.fixture` | its own | CLIP in the layouts of ViT-B/32 and ViT-L/14 at 336 px, Stable Diffusion's safety checker, by `models/training/fixtures/vision.py` |
+| `open_nsfw.fixture` | its own | OpenNSFW with a sixteenth of the channels, by onnxruntime (`models/training/open_nsfw.py`) |
+| `preprocess.fixture` | none | grey, Gaussian, Canny, dilation, erosion, outline by OpenCV 5.0.0 (`models/training/fixtures/preprocess.py`) |
+| `depth.fixture` | its own | Depth Anything V2 by transformers (`models/training/fixtures/depth.py`) |
+| `pictures/chelsea-96x80.png` | none | crop of scikit-image's chelsea.png (CC0), halved |
 
 Prompts: `{prompts}`. Row 0 of `text_ids` and `text_hidden` is the empty prompt, rows 1 and 2 are the prompts in order.
 

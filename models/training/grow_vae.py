@@ -100,6 +100,9 @@ def main() -> None:
             group["lr"] = args.rate * min(1, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
         source = lambda: narrow[rng.randrange(len(narrow))] if rng.random() < args.narrow else everything[rng.randrange(len(everything))]
         bytes_ = tensor([turn(source(), rng) for _ in range(args.batch)])
+        for covered in bytes_[: args.batch // 4]:  # as the inpainting UNet is shown them: grey where it is to draw
+            top, left = rng.randrange(112), rng.randrange(112)
+            covered[:, top : top + rng.randrange(16, 96), left : left + rng.randrange(16, 96)] = 128
         picture = to_signed(bytes_)
         with torch.no_grad():
             small = to_signed(F.avg_pool2d(bytes_.float(), 2).round())

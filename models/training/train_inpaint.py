@@ -1,8 +1,8 @@
 """Trains an inpainting UNet (9 input channels: latents, mask, latents of the masked picture) from the finished one.
 
-Only what reads and writes the picture is trained: the first convolution, the outermost blocks and the attention.
-The file that is saved holds those tensors alone, and an index says that all others are the text-to-image UNet's,
-so that an inpainting model adds a few megabytes to the family.
+Only what reads and writes the picture is trained, and what carries it across: the first convolution, the outermost
+blocks and the attention, without its linear layers. The file that is saved holds those tensors alone, and an index
+says that all others are the text-to-image UNet's, so that an inpainting model adds a few megabytes to the family.
 
     python train_inpaint.py --seconds 3600 --out out/inpaint
 """
@@ -24,7 +24,7 @@ from transformers import CLIPTextModel
 from dataset import caption, contact_sheet, encode, load_pictures, load_things_with_pictures, load_tokenizer, to_bytes, to_signed, turn
 from train_unet import SCHEDULE, loss_weights
 
-TRAINED = ("conv_in.", "down_blocks.0.", "up_blocks.2.", "attentions.", "conv_norm_out.", "conv_out.")
+TRAINED = ("conv_in.", "down_blocks.0.", "up_blocks.2.", ".attn1.", ".attn2.", "conv_norm_out.", "conv_out.")
 
 
 def widen(unet: UNet2DConditionModel) -> UNet2DConditionModel:

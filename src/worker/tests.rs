@@ -83,7 +83,10 @@ fn the_request_of_the_seed_takes_the_models_defaults() {
                    "timeout": 12, "model_name": "Argus-Tiny"}"#;
     let request: Request = serde_json::from_str(text).unwrap();
     let Task::Generation(asked) = request.into_task(Registry::default().models()).unwrap() else { panic!() };
-    assert_eq!((asked.model.as_str(), asked.steps, asked.width, asked.guidance), ("argus-tiny", 15, 64, 4.0));
+    assert_eq!(
+        (asked.model.as_str(), asked.steps, asked.width, asked.guidance),
+        ("argus-tiny", 15, 128, 4.0)
+    );
     assert_eq!((asked.start, asked.seed), (Start::Noise, 0));
 }
 
@@ -141,7 +144,7 @@ async fn a_worker_answers_over_http() {
     assert_eq!(status, 200, "{first}");
     let contract::Response::Image(file) = serde_json::from_value(first.clone()).unwrap() else { panic!() };
     let picture = image::load_from_memory(&file.0).unwrap();
-    assert_eq!((picture.width(), picture.height()), (64, 64));
+    assert_eq!((picture.width(), picture.height()), (128, 128));
     assert_eq!(post(&url, &request).await.1, first);
 
     let images = json!({"pipeline_type": "embedding", "images": [contract::File(file.0)]});

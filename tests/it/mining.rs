@@ -204,8 +204,8 @@ fn apple(steps: u32) -> Task {
         model: "argus-tiny".into(),
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
-        width: 64,
-        height: 64,
+        width: 128,
+        height: 128,
         steps,
         guidance: 4.0,
         seed: 7,
@@ -237,7 +237,7 @@ async fn a_validator_is_served_as_soon_as_it_has_its_permit() {
         assert!(begun.elapsed() < PATIENCE, "still refused");
     };
     let Answer::Picture(png) = answer else { panic!("no picture") };
-    assert_eq!(image::load_from_memory(&png).unwrap().width(), 64);
+    assert_eq!(image::load_from_memory(&png).unwrap().width(), 128);
     assert!(matches!(seen.first(), Some(QueryProgress::Accepted { .. })), "{seen:?}");
     assert!(seen.iter().any(|p| matches!(p, QueryProgress::Step { of: 3, .. })), "{seen:?}");
 

@@ -78,7 +78,7 @@ async fn a_network_makes_pictures_and_pays_its_miners() {
     let mut steps = Vec::new();
     demo::picture(&net, &key, "a red apple", &file, |progress| steps.push(progress)).await.unwrap();
     let picture = image::open(&file).unwrap();
-    assert_eq!((picture.width(), picture.height()), (64, 64));
+    assert_eq!((picture.width(), picture.height()), (128, 128));
     assert!(!steps.is_empty() && steps.iter().all(|p| p.step <= p.of), "{steps:?}");
     let lines = demo::weights(&net, |_| {}).await.unwrap();
     let miners = lines.iter().filter(|line| line.name.starts_with("miner"));

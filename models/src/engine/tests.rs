@@ -10,6 +10,7 @@ use crate::{
 };
 
 const MODEL: &str = "argus-tiny";
+const INPAINT: &str = "argus-tiny-inpaint";
 const CLIP: &str = "clip-tiny";
 
 fn id(model: &str) -> ModelId {
@@ -28,8 +29,8 @@ fn apple(seed: u64, steps: usize) -> Job {
     let request = Generate {
         prompt: "a red apple".into(),
         negative_prompt: String::new(),
-        width: 64,
-        height: 64,
+        width: 128,
+        height: 128,
         steps,
         guidance: 4.0,
         seed,
@@ -59,10 +60,19 @@ fn registry_of_others() -> Registry {
     Registry::from_toml(&(upscalers.concat() + &classifier)).unwrap()
 }
 
-/// The job of [`apple`], from something else than noise.
+/// The job of [`apple`], from something else than noise, by the model that does this.
 fn apple_from(start: Start) -> Job {
-    let Job::Generate { model, request } = apple(3, 2) else { unreachable!() };
-    Job::Generate { model, request: Generate { start, ..request } }
+    let Job::Generate { request, .. } = apple(3, 2) else { unreachable!() };
+    let model = match start {
+        Start::Inpaint { .. } | Start::Uncrop { .. } => INPAINT,
+        Start::Noise | Start::Picture { .. } => MODEL,
+    };
+    Job::Generate { model: id(model), request: Generate { start, ..request } }
+}
+
+/// An engine with all that [`apple_from`] asks for.
+fn start_painters() -> Engine {
+    start(&EngineConfig { models: vec![id(MODEL), id(INPAINT)], ..config() })
 }
 
 fn submit(engine: &Engine, job: Job, cancel: &CancelToken) -> Receiver<JobEvent> {
@@ -97,7 +107,7 @@ fn a_prompt_becomes_a_picture_with_its_features() {
     let [.., JobEvent::Done(Ok(Output::Picture { picture, png, features }))] = &events[..] else {
         panic!("{:?}", events.last());
     };
-    assert_eq!((events.len(), picture.width(), picture.height()), (5, 64, 64));
+    assert_eq!((events.len(), picture.width(), picture.height()), (5, 128, 128));
     assert_eq!(&RgbPicture::decode(png, &Limits::default()).unwrap(), picture);
     assert_eq!(features.hashes, ImageHashes::of(picture));
     assert!((features.clip.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
@@ -242,8 +252,8 @@ fn an_engine_that_cannot_run_says_why() {
 
 #[test]
 fn pictures_are_made_from_pictures() {
-    let engine = start(&config());
-    let picture = fixture("scene-64x64.png");
+    let engine = start_painters();
+    let picture = fixture("scene-64x64.png").resize(128, 128, crate::resample::Filter::Lanczos);
     let made = |start: Start| match run(&engine, apple_from(start)) {
         Output::Picture { picture, .. } => picture,
         other => panic!("{other:?}"),
@@ -252,19 +262,19 @@ fn pictures_are_made_from_pictures() {
     let unlike = made(Start::Picture { picture: picture.clone(), strength: 1.0 });
     let distance = |other: &RgbPicture| other.mean_abs_difference(&picture).unwrap();
     assert!(0.0 < distance(&like) && distance(&like) < distance(&unlike));
-    let mask = Mask::from_fn(64, 64, |x, _| x < 20);
+    let mask = Mask::from_fn(128, 128, |x, _| x < 40);
     let painted = made(Start::Inpaint { picture: picture.clone(), mask, strength: 1.0 });
-    assert_eq!(painted.crop(20, 0, 44, 64), picture.crop(20, 0, 44, 64));
+    assert_eq!(painted.crop(40, 0, 88, 128), picture.crop(40, 0, 88, 128));
     assert_ne!(painted, picture);
-    let part = picture.crop(10, 10, 40, 50);
-    let pads = Pads { left: 24, right: 0, top: 6, bottom: 8 };
+    let part = picture.crop(10, 10, 80, 100);
+    let pads = Pads { left: 48, right: 0, top: 12, bottom: 16 };
     let grown = made(Start::Uncrop { picture: part.clone(), pads });
-    assert_eq!(grown.crop(24, 6, 40, 50), part);
+    assert_eq!(grown.crop(48, 12, 80, 100), part);
 }
 
 #[test]
 fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
-    let engine = start(&config());
+    let engine = start_painters();
     let picture = || fixture("scene-64x64.png");
     let mask = |width: u32| Mask::from_fn(width, 64, |_, _| true);
     let inpaint = |mask: Mask, strength: f32| Start::Inpaint { picture: picture(), mask, strength };
@@ -277,7 +287,7 @@ fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
         (Start::Uncrop { picture: picture(), pads: Pads::default() }, "pads is 0 on every side"),
         (
             Start::Uncrop { picture: picture(), pads: Pads { left: u32::MAX, ..Pads::default() } },
-            "width is 64",
+            "width is 128",
         ),
         (Start::Picture { picture: huge, strength: 0.5 }, "a picture of 8192×4096"),
     ] {
@@ -285,10 +295,10 @@ fn requests_that_make_no_sense_are_refused_and_the_engine_lives() {
         assert!(refused.contains(says), "{refused}");
     }
     let Job::Generate { model, mut request } = apple(0, 1) else { unreachable!() };
-    let control = Control { kind: ControlKind::Canny, picture: picture(), is_prepared: true, scale: 1.0 };
+    let control = Control { kind: ControlKind::Depth, picture: picture(), is_prepared: true, scale: 1.0 };
     request.controls = vec![control];
     let refused = refusal(&engine, Job::Generate { model, request });
-    assert_eq!(refused.to_string(), "invalid parameters: model `argus-tiny` does not serve canny");
+    assert_eq!(refused.to_string(), "invalid parameters: model `argus-tiny` does not serve depth");
     // What only the model can tell fails the job, and the next one runs.
     let black = inpaint(Mask::from_fn(64, 64, |_, _| false), 1.0);
     let last = submit(&engine, apple_from(black), &CancelToken::new()).iter().last();
@@ -360,7 +370,10 @@ fn a_model_with_control_nets_is_served_from_files() {
     let control = |kind, scale| Control { kind, picture: picture.clone(), is_prepared: false, scale };
     let job = |start: Start, controls: Vec<Control>| {
         let Job::Generate { request, .. } = apple(5, 2) else { unreachable!() };
-        Job::Generate { model: id("random"), request: Generate { start, controls, ..request } }
+        Job::Generate {
+            model: id("random"),
+            request: Generate { width: 64, height: 64, start, controls, ..request },
+        }
     };
     let both = vec![control(ControlKind::Canny, 0.5), control(ControlKind::Scribble, 1.5)];
     let from = Start::Picture { picture: picture.clone(), strength: 0.5 };

@@ -158,7 +158,7 @@ async fn first_picture(api: &str, key: &str) {
     loop {
         match picture(api, key, &request).await {
             Ok(png) => {
-                assert_eq!(image::load_from_memory(&png).unwrap().width(), 64);
+                assert_eq!(image::load_from_memory(&png).unwrap().width(), 128);
                 return;
             }
             Err(error) => assert!(Instant::now() < deadline, "no picture: {error}"),

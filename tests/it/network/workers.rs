@@ -110,7 +110,7 @@ fn a_miner_outlives_its_worker() {
     let (net, mut worker) = Net::start();
     let address = worker.ready["address"].as_str().unwrap().to_owned();
     let first = net.picture();
-    assert_eq!(image::load_from_memory(&first).unwrap().width(), 64);
+    assert_eq!(image::load_from_memory(&first).unwrap().width(), 128);
 
     worker.kill();
     // The miner says why it cannot, and is not ended by it.
