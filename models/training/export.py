@@ -32,7 +32,7 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 INPAINT_INDEX = {**MODEL_INDEX, "_class_name": "StableDiffusionInpaintPipeline"}
-FOLDERS = {"vae": "vae-128", "controlnet": "controlnet-scribble"}  # of what was trained, where the names differ
+FOLDERS = {"vae": "vae-128", "text_encoder": "text_encoder-any", "controlnet": "controlnet-scribble"}  # of what was trained, where the names differ
 SHARDS = [f"diffusion_pytorch_model-{number:05}-of-00002.safetensors" for number in (1, 2)]
 UNKNOWN = "Ā"  # the byte 0, which no prompt holds
 
