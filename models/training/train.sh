@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes the embedded models from nothing: data, tokenizer and CLIP, autoencoder, UNet, text encoder, ControlNet, inpainting UNet,
 # export, measurements, fixtures. Time of each stage in seconds: CLIP_SECONDS, VAE_SECONDS, DECODER_SECONDS, UNET_SECONDS,
-# GROW_SECONDS, TEXT_SECONDS, CONTROLNET_SECONDS, INPAINT_SECONDS. PYTHON names the interpreter of an environment with requirements.txt;
-# without it, one is made in .venv.
+# GROW_SECONDS, TEXT_SECONDS, CONTROLNET_SECONDS, INPAINT_SECONDS. PYTHON names the interpreter of an environment with
+# requirements.txt; without it, one is made in .venv.
 set -eu
 cd "$(dirname "$0")"
 
