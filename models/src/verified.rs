@@ -1,6 +1,6 @@
 //! Files that are what a registry says: their size and BLAKE3, checked before anything in them is used.
 //!
-//! Invariant: bytes that [`Pins`] let through hash to what is pinned. Nothing is remembered between
+//! Invariant: bytes that `Pins` let through hash to what is pinned. Nothing is remembered between
 //! loads: hashing on all cores is faster than reading the file.
 
 use std::path::Path;
