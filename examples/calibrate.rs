@@ -37,8 +37,10 @@ impl Series {
     }
 
     fn add(&mut self, reference: &Evidence, other: &Evidence) {
-        let (Evidence::Picture { features: f, picture: p }, Evidence::Picture { features: g, picture: q }) =
-            (reference, other)
+        let (
+            Evidence::Picture { features: f, picture: p, .. },
+            Evidence::Picture { features: g, picture: q, .. },
+        ) = (reference, other)
         else {
             return;
         };

@@ -20,6 +20,7 @@ mod query;
 mod ready;
 mod receipts;
 mod relay;
+mod reward;
 mod status;
 mod store;
 mod table;
@@ -73,6 +74,8 @@ enum Command {
     Receipts(receipts::Args),
     /// The models that this build and its registry know.
     Models(models::Args),
+    /// The model that tells whether two pictures are the same answer.
+    Reward(reward::Args),
     /// What a running node of this machine sees: peers, addresses, reachability, work.
     Status(status::Args),
     /// Repair a node's database.
@@ -128,6 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Keys(args) => block_on(keys::run(args, cli.json)),
         Command::Receipts(args) => receipts::run(args, cli.json),
         Command::Models(args) => models::run(args, cli.json),
+        Command::Reward(args) => reward::run(args, cli.json),
         Command::Status(args) => block_on(status::run(args, cli.json)),
         Command::Store(args) => store::run(args, cli.json),
         Command::Wallet(args) => wallet::run(args, cli.json),

@@ -19,6 +19,18 @@ impl Table {
         Self { columns, rows: Vec::new() }
     }
 
+    /// The same as Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
+        let titles = line(self.columns.iter().map(|(name, _)| name.as_str()).collect());
+        let rule = self.columns.iter().map(|(_, align)| match align {
+            Align::Left => "---",
+            Align::Right => "---:",
+        });
+        let rows = self.rows.iter().map(|row| line(row.iter().map(String::as_str).collect()));
+        titles + &line(rule.collect()) + &rows.collect::<String>()
+    }
+
     /// As many cells as there are columns.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);

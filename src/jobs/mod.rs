@@ -13,7 +13,7 @@ mod translate;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use argus_models::{
-    ModelSpec, RgbPicture,
+    LatentEncoder, LoadError, ModelSpec, RgbPicture,
     engine::{CancelToken, Engine, Job, JobError, JobErrorKind, JobEvent, Output, SubmitError},
     registry::ModelTask,
 };
@@ -43,6 +43,8 @@ pub struct Jobs {
     engine: Engine,
     /// Embedding lengths by model, and that of [`Features`].
     dimensions: Arc<Dimensions>,
+    /// Looks at pictures whose model drifts with the hardware.
+    latents: Arc<LatentEncoder>,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,8 @@ impl Jobs {
     /// Asks the engine for one embedding of each kind, so that the lengths of all are known.
     pub async fn new(engine: Engine) -> Result<Self, BackendError> {
         let none = Arc::new(Dimensions { features: 0, models: BTreeMap::new() });
-        let mut jobs = Self { engine, dimensions: none };
+        let latents = off_async(|| LatentEncoder::embedded(1)).await?.map_err(not_loaded)?;
+        let mut jobs = Self { engine, dimensions: none, latents: Arc::new(latents) };
         let probe = RgbPicture::from_fn(PROBE_SIDE, PROBE_SIDE, |x, y| [x as u8, y as u8, 128]);
         let mut models = BTreeMap::new();
         for spec in jobs.engine.models().iter().filter(|spec| spec.serves(ModelTask::ImageEmbedding)) {
@@ -138,6 +141,16 @@ impl Jobs {
         }
     }
 
+    /// What the autoencoder sees in a picture, where answers to a task drift with the hardware.
+    async fn latents(&self, task: &Task, picture: &RgbPicture) -> Result<Vec<f32>, BackendError> {
+        if self.spec(task.model()).is_none_or(is_exact) {
+            return Ok(Vec::new());
+        }
+        let (encoder, picture) = (self.latents.clone(), picture.clone());
+        let encoded = off_async(move || encoder.encode(&picture).map_err(|error| error.to_string())).await?;
+        encoded.map_err(BackendError::Failed)
+    }
+
     /// This node's own answer to a task, as evidence to hold others against.
     pub async fn reference(&self, task: &Task) -> Result<Evidence, BackendError> {
         let job = self.job(task.clone()).await?;
@@ -146,7 +159,8 @@ impl Jobs {
                 Evidence::Withheld(translate::features(&features))
             }
             Output::Picture { picture, features, .. } => {
-                Evidence::Picture { features: translate::features(&features), picture }
+                let latents = self.latents(task, &picture).await?;
+                Evidence::Picture { features: translate::features(&features), picture, latents }
             }
             Output::Embeddings(all) => Evidence::Embeddings(all),
             Output::Classes(all) => Evidence::Classes(all.into_iter().map(translate::scores).collect()),
@@ -163,7 +177,8 @@ impl Jobs {
             Answer::Picture(png) => {
                 let picture = pictures::answered(task, png).await?;
                 let features = self.features(picture.clone()).await.map_err(UnusableAnswer::Engine)?;
-                Ok(Evidence::Picture { features, picture })
+                let latents = self.latents(task, &picture).await.map_err(UnusableAnswer::Engine)?;
+                Ok(Evidence::Picture { features, picture, latents })
             }
             Answer::Nsfw(features) => Ok(Evidence::withheld(features, self.dimensions.features)?),
             Answer::Embeddings(all) => {
@@ -235,6 +250,15 @@ pub fn work(spec: &ModelSpec, task: &Task) -> Result<f64, BackendError> {
         }
         _ => Err(BackendError::Incapable),
     }
+}
+
+/// Work that would hold up an async thread.
+async fn off_async<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, BackendError> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| BackendError::Failed(panic.to_string()))
+}
+
+fn not_loaded(error: LoadError) -> BackendError {
+    BackendError::Failed(error.to_string())
 }
 
 fn another_output() -> BackendError {

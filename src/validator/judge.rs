@@ -4,13 +4,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use argus_models::registry::Precision;
 use argus_protocols::{Answer, Hotkey, Task};
 use parking_lot::Mutex;
 
 use super::round::RoundId;
 use crate::{
     jobs::{Jobs, UnusableAnswer, is_exact},
-    verify::{Comparison, Evidence, Thresholds, compare},
+    verify::{Comparison, Evidence, Ruler, Thresholds},
 };
 
 /// What one answer turned out to be.
@@ -64,11 +65,25 @@ impl Judge {
         self.cases.lock().get(&round).map(|case| case.task.clone())
     }
 
-    fn thresholds(&self, task: &Task) -> Thresholds {
+    fn ruler(&self, task: &Task) -> Ruler {
         match self.jobs.spec(task.model()) {
-            Some(spec) if is_exact(spec) => Thresholds::exact(),
-            _ => self.thresholds,
+            Some(spec) if is_exact(spec) => Ruler::exact(),
+            Some(spec) => Ruler::drifting(self.thresholds, spec.numerics.dtype),
+            None => Ruler::drifting(self.thresholds, Precision::F16),
         }
+    }
+
+    /// Holds answers against one, off the async threads: large pictures take a while. `None`: it failed here.
+    async fn held_against(
+        &self,
+        task: &Task,
+        first: Arc<Evidence>,
+        others: Vec<Arc<Evidence>>,
+    ) -> Option<Vec<Comparison>> {
+        let ruler = self.ruler(task);
+        let compare = move || others.iter().map(|other| ruler.compare(&first, other)).collect();
+        let compared = tokio::task::spawn_blocking(compare).await;
+        compared.inspect_err(|panic| tracing::error!(%panic, "comparing answers failed")).ok()
     }
 
     /// Looks at each answer of a round once. `None`: this node's own engine failed.
@@ -111,8 +126,9 @@ impl Judge {
         let Some(all) = self.evidence(round, &task).await else { return unknown };
         let usable: Option<Vec<Arc<Evidence>>> = all.into_iter().map(|(_, evidence)| evidence).collect();
         let Some((first, others)) = usable.as_deref().and_then(<[_]>::split_first) else { return unknown };
-        let thresholds = self.thresholds(&task);
-        let agree = others.iter().all(|other| compare(first, other, &thresholds).same);
+        let compared = self.held_against(&task, first.clone(), others.to_vec()).await;
+        let Some(compared) = compared else { return unknown };
+        let agree = compared.iter().all(|comparison| comparison.same);
         let withheld = first.is_withheld() || others.iter().any(|other| other.is_withheld());
         Agreement { agree, withheld, picture: agree.then(|| first.clone()) }
     }
@@ -127,9 +143,13 @@ impl Judge {
                 return None;
             }
         };
-        let thresholds = self.thresholds(&task);
         let all = self.evidence(round, &task).await?;
-        let held = |evidence: Arc<Evidence>| compare(&reference, &evidence, &thresholds);
-        Some(all.into_iter().map(|(miner, evidence)| (miner, evidence.map(held))).collect())
+        let readable = all.iter().filter_map(|(_, evidence)| evidence.clone()).collect();
+        let mut compared = self.held_against(&task, Arc::new(reference), readable).await?.into_iter();
+        Some(
+            all.into_iter()
+                .map(|(miner, evidence)| (miner, evidence.and_then(|_| compared.next())))
+                .collect(),
+        )
     }
 }

@@ -26,7 +26,8 @@
 //! Hence samples are looked at wherever both pictures travelled: neither hashes nor CLIP tell half the steps
 //! from all. Models whose honest answers agree to the bit on any hardware get [`Thresholds::exact`], which a
 //! single step left out does not pass; others get [`Thresholds::default`], set where a drift of one level
-//! passes and half the steps do not.
+//! passes and half the steps do not. Two pictures of such models that both travelled are judged by the
+//! [reward model](super::reward) instead ([`Ruler`](super::Ruler)).
 
 use argus_models::{RgbPicture, features::cosine_similarity, nsfw::NSFW_THRESHOLD};
 use argus_protocols::{Features, ImageHashes, NsfwScores};
@@ -34,8 +35,9 @@ use argus_protocols::{Features, ImageHashes, NsfwScores};
 /// What is known of one answer.
 #[derive(Clone, Debug)]
 pub enum Evidence {
-    /// A picture that travelled, and its features as the comparer computed them.
-    Picture { features: Features, picture: RgbPicture },
+    /// A picture that travelled, and its features and latents as the comparer computed them. There are no
+    /// latents where answers agree to the bit, since nobody looks at them.
+    Picture { features: Features, picture: RgbPicture, latents: Vec<f32> },
     /// The features that a miner claims for a picture it withheld as NSFW. Made by [`Evidence::withheld`].
     Withheld(Features),
     /// Made by [`Evidence::embeddings`].
@@ -283,6 +285,7 @@ mod tests {
         Evidence::Picture {
             features: features(explicit),
             picture: RgbPicture::from_fn(8, 8, |_, _| [level; 3]),
+            latents: Vec::new(),
         }
     }
 
@@ -303,6 +306,7 @@ mod tests {
         let close = Evidence::Picture {
             features: features(0.0),
             picture: RgbPicture::from_fn(8, 8, |x, _| [100 + (x % 2) as u8; 3]),
+            latents: Vec::new(),
         };
         assert!(device(&a, &close).same);
         assert!(!device(&a, &b).same);
@@ -312,8 +316,11 @@ mod tests {
 
     #[test]
     fn pictures_of_other_sizes_and_answers_of_other_kinds_have_nothing_in_common() {
-        let small =
-            Evidence::Picture { features: features(0.0), picture: RgbPicture::from_fn(4, 8, |_, _| [0; 3]) };
+        let small = Evidence::Picture {
+            features: features(0.0),
+            picture: RgbPicture::from_fn(4, 8, |_, _| [0; 3]),
+            latents: Vec::new(),
+        };
         let embedding = Evidence::Embeddings(vec![vec![0.5; DIMENSIONS]]);
         assert_eq!(device(&picture(0, 0.0), &small), Comparison::UNRELATED);
         assert_eq!(device(&picture(0, 0.0), &embedding), Comparison::UNRELATED);

@@ -5,7 +5,10 @@
 //! pictures that it must not send, and then they are compared like any other.
 
 pub mod compare;
+pub mod reward;
+pub mod ruler;
 pub mod score;
 
 pub use compare::{Comparison, Evidence, EvidenceError, Thresholds, compare};
+pub use ruler::Ruler;
 pub use score::{Entry, Scoring, Verdict};

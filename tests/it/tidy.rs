@@ -81,6 +81,7 @@ fn each_heavy_library_has_one_home() {
     forbid("src", &["candle_core", "candle_nn", "candle_transformers"], |_| false);
     forbid("src", &["rocksdb"], |path| path == "src/store.rs" || path.starts_with("src/store/"));
     forbid("src", &["bincode"], |_| false);
+    forbid("src", &["xgboost_rs"], |path| path == "src/verify/reward/booster.rs");
     forbid("protocols/src", &["bincode"], |path| {
         // The derive macros are named where types are declared; encoding happens in the codec alone.
         path == "protocols/src/codec.rs"
