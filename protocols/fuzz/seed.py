@@ -20,6 +20,7 @@ corpus = {
     "receipts": [vectors["receipt"], vectors["frame.receipt"][5:]],
     "tasks": [data for name, data in vectors.items() if name.startswith("task.")],
     "answers": [data for name, data in vectors.items() if name.startswith("answer.")],
+    "openings": [vectors["opening"], vectors["frame.challenge"][5:]],
     "hotkeys": [
         b"5CfCr47V5Dte6bwxNBE8K9oNnQd9fiay6aDEEkgYtFv7w4Fq",
         vectors["miner.hotkey"] + vectors["signature.record"] + b"argus",

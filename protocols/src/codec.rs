@@ -191,12 +191,16 @@ pub enum FrameKind {
     Progress = 5,
     /// Miner to validator: a [`crate::ResultHeader`], chunks of its body follow.
     Result = 6,
-    /// Miner to validator: a [`crate::SignedReceipt`]; the last frame.
+    /// Miner to validator: a [`crate::SignedReceipt`]; the last frame unless the validator goes on.
     Receipt = 7,
+    /// Validator to miner, once, after a receipt with a commitment: a [`crate::Challenge`].
+    Challenge = 8,
+    /// Miner to validator: a [`crate::trajectory::OpeningHeader`], chunks of its body follow.
+    Opening = 9,
 }
 
 impl FrameKind {
-    pub const ALL: [FrameKind; 7] = [
+    pub const ALL: [FrameKind; 9] = [
         FrameKind::Open,
         FrameKind::Chunk,
         FrameKind::Accepted,
@@ -204,6 +208,8 @@ impl FrameKind {
         FrameKind::Progress,
         FrameKind::Result,
         FrameKind::Receipt,
+        FrameKind::Challenge,
+        FrameKind::Opening,
     ];
 
     /// The largest payload of this kind.
@@ -216,6 +222,9 @@ impl FrameKind {
             FrameKind::Rejected => crate::Rejection::LENGTH,
             FrameKind::Progress => 10,
             FrameKind::Result => 42,
+            // A number below 251 and so many u32; a u32 and a hash.
+            FrameKind::Challenge => 1 + 5 * limits::OPENED_STATES,
+            FrameKind::Opening => 37,
         }
     }
 }

@@ -8,10 +8,12 @@
 pub mod codec;
 pub mod hotkey;
 pub mod limits;
+pub mod merkle;
 pub mod query;
 pub mod receipt;
 pub mod record;
 pub mod task;
+pub mod trajectory;
 
 pub use codec::CodecError;
 pub use hotkey::{Hotkey, HotkeyPair, Signature};
@@ -19,6 +21,7 @@ pub use query::{Open, QueryId, Reason, Rejection, ResultHeader, SignedOpen, Veri
 pub use receipt::{Receipt, SignedReceipt, VerifiedReceipt};
 pub use record::{Capability, Record, RecordError, Role, SignedRecord, VerifiedRecord};
 pub use task::{Answer, Features, ImageHashes, NsfwScores, Task, TaskKind};
+pub use trajectory::{Challenge, Commitment, Opening};
 
 /// libp2p identities that records and queries name.
 pub use libp2p_identity::PeerId;

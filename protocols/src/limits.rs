@@ -29,6 +29,16 @@ pub const PROMPT: usize = 4 * 1024;
 pub const SIDE: u32 = 8192;
 /// Denoising steps.
 pub const STEPS: u32 = 1000;
+/// States of a trajectory: one more than there are steps.
+pub const STATES: u32 = STEPS + 1;
+/// States that one challenge may ask for: two for each of seven steps, the first and the last.
+pub const OPENED_STATES: usize = 16;
+/// Hashes of the longest path in a tree of [`STATES`] leaves.
+pub const PATH: usize = 10;
+/// How long a miner waits for a challenge after its receipt, milliseconds.
+pub const CHALLENGE_MS: u32 = 5_000;
+/// How long an opening may take from the challenge to its last byte, milliseconds: states are kept ready.
+pub const OPENING_MS: u32 = 15_000;
 /// Classifier-free guidance scale.
 pub const GUIDANCE: f32 = 100.0;
 /// Pixels of a picture in an answer: even noise of so many fits a [`BODY`] as PNG.

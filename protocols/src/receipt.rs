@@ -9,6 +9,7 @@ use crate::{
     hotkey::{BadSignature, Domain, Hotkey, HotkeyPair, Signature},
     limits,
     query::{Open, QueryId},
+    trajectory::Commitment,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, serde::Serialize)]
@@ -29,6 +30,8 @@ pub struct Receipt {
     /// Unix times of the miner's clock, milliseconds.
     pub accepted_at_ms: u64,
     pub finished_at_ms: u64,
+    /// To the states of the run that made the picture; `None` where the miner cannot show any.
+    pub trajectory: Option<Commitment>,
 }
 
 impl<Context> Decode<Context> for Receipt {
@@ -44,6 +47,7 @@ impl<Context> Decode<Context> for Receipt {
             response_hash: Decode::decode(from)?,
             accepted_at_ms: Decode::decode(from)?,
             finished_at_ms: Decode::decode(from)?,
+            trajectory: Decode::decode(from)?,
         })
     }
 }

@@ -16,7 +16,7 @@ pub struct Args {
     /// Jobs at once on the device.
     #[arg(long, env = "ARGUS_REPLICAS")]
     replicas: Option<usize>,
-    /// Cheat in this way: noise, cached, fewer-steps.
+    /// Cheat in this way: noise, cached, fewer-steps, skipped-steps, lends:FOLDER, relay:FOLDER.
     #[cfg(feature = "adversary")]
     #[arg(long)]
     dishonest: Option<crate::miner::dishonest::Kind>,

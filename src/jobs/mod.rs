@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use argus_models::{
     LatentEncoder, LoadError, ModelSpec, RgbPicture,
+    diffusion::{Audited, Shown},
     engine::{CancelToken, Engine, Job, JobError, JobErrorKind, JobEvent, Output, SubmitError},
     registry::ModelTask,
 };
@@ -22,6 +23,7 @@ use argus_protocols::{
     task::{Generation, Start},
 };
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 pub use pictures::{answer_size, opens};
@@ -112,6 +114,16 @@ impl Jobs {
     }
 
     async fn submit(&self, job: Job, steps: Option<mpsc::Sender<Step>>) -> Result<Output, BackendError> {
+        self.submit_traced(job, steps, |_| ()).await
+    }
+
+    /// `hear` is given each state that the job reports, on the engine's thread.
+    async fn submit_traced(
+        &self,
+        job: Job,
+        steps: Option<mpsc::Sender<Step>>,
+        mut hear: impl FnMut(Vec<u8>) + Send + 'static,
+    ) -> Result<Output, BackendError> {
         let cancel = CancelOnDrop(CancelToken::new());
         let (sender, done) = oneshot::channel();
         let mut sender = Some(sender);
@@ -121,6 +133,7 @@ impl Jobs {
                 // A full channel means that nobody needs this one.
                 let _ = steps.as_ref().map(|steps| steps.try_send(Step { step, of }));
             }
+            JobEvent::State(state) => hear(state),
             JobEvent::Done(result) => {
                 if let Some(sender) = sender.take() {
                     // Whoever asked may be gone.
@@ -164,8 +177,37 @@ impl Jobs {
             }
             Output::Embeddings(all) => Evidence::Embeddings(all),
             Output::Classes(all) => Evidence::Classes(all.into_iter().map(translate::scores).collect()),
-            Output::Features(_) => return Err(another_output()),
+            Output::Features(_) | Output::Audited(_) => return Err(another_output()),
         })
+    }
+
+    /// Takes some `steps` of a miner's run again, from the states of it that were opened by their indices;
+    /// `states`: how many the miner says there are.
+    pub async fn audit(
+        &self,
+        task: &Task,
+        answer: Answer,
+        opened: Vec<(u32, Vec<u8>)>,
+        steps: &[u32],
+        states: u32,
+    ) -> Result<Audited, UnusableAnswer> {
+        let Answer::Picture(png) = answer else { return Err(UnusableAnswer::Kind) };
+        let picture = pictures::answered(task, png).await?;
+        let Job::Generate { model, request } =
+            self.job(task.clone()).await.map_err(UnusableAnswer::Engine)?
+        else {
+            return Err(UnusableAnswer::Kind);
+        };
+        let shown = Box::new(Shown {
+            states: states as usize,
+            opened: opened.into_iter().map(|(index, state)| (index as usize, state)).collect(),
+            steps: steps.iter().map(|step| *step as usize).collect(),
+            picture,
+        });
+        match self.patiently(Job::Audit { model, request, shown }).await.map_err(UnusableAnswer::Engine)? {
+            Output::Audited(audited) => Ok(audited),
+            _ => Err(UnusableAnswer::Engine(another_output())),
+        }
     }
 
     /// What a miner's answer shows. Of a picture that travelled nothing is believed but its samples.
@@ -323,14 +365,54 @@ impl Backend for Jobs {
 
     async fn run(&self, task: Task, steps: mpsc::Sender<Step>) -> Result<Answer, BackendError> {
         let job = self.job(task).await?;
-        Ok(match self.submit(job, Some(steps)).await? {
-            Output::Picture { features, .. } if features.is_nsfw => {
-                Answer::Nsfw(translate::features(&features))
-            }
-            Output::Picture { png, .. } => Answer::Picture(png),
-            Output::Embeddings(all) => Answer::Embeddings(all),
-            Output::Classes(all) => Answer::Classes(all.into_iter().map(translate::scores).collect()),
-            Output::Features(_) => return Err(another_output()),
-        })
+        answer_of(self.submit(job, Some(steps)).await?)
     }
+
+    async fn run_traced(
+        &self,
+        task: Task,
+        steps: mpsc::Sender<Step>,
+        most: usize,
+    ) -> Result<(Answer, Vec<Vec<u8>>), BackendError> {
+        let job = match self.job(task).await? {
+            Job::Generate { model, request } if most > 0 => Job::Trace { model, request },
+            other => other,
+        };
+        let heard = Arc::new(Mutex::new(Heard { states: Vec::new(), left: Some(most) }));
+        let keeping = heard.clone();
+        let output = self.submit_traced(job, Some(steps), move |state| keeping.lock().keep(state)).await?;
+        let answer = answer_of(output)?;
+        let states = match answer {
+            Answer::Picture(_) => std::mem::take(&mut heard.lock().states),
+            _ => Vec::new(),
+        };
+        Ok((answer, states))
+    }
+}
+
+/// The states of a run on its way.
+struct Heard {
+    states: Vec<Vec<u8>>,
+    /// Bytes that there is room for; `None` when there were too many.
+    left: Option<usize>,
+}
+
+impl Heard {
+    fn keep(&mut self, state: Vec<u8>) {
+        self.left = self.left.and_then(|left| left.checked_sub(state.len()));
+        match self.left {
+            Some(_) => self.states.push(state),
+            None => self.states = Vec::new(),
+        }
+    }
+}
+
+fn answer_of(output: Output) -> Result<Answer, BackendError> {
+    Ok(match output {
+        Output::Picture { features, .. } if features.is_nsfw => Answer::Nsfw(translate::features(&features)),
+        Output::Picture { png, .. } => Answer::Picture(png),
+        Output::Embeddings(all) => Answer::Embeddings(all),
+        Output::Classes(all) => Answer::Classes(all.into_iter().map(translate::scores).collect()),
+        Output::Features(_) | Output::Audited(_) => return Err(another_output()),
+    })
 }

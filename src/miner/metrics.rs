@@ -21,6 +21,7 @@ pub struct Metrics {
     withheld: Counter,
     refused: Family<Labels, Counter>,
     broken: Family<Labels, Counter>,
+    challenges: Family<Labels, Counter>,
     seconds: Histogram,
     at_work: Gauge,
     waiting: Gauge,
@@ -34,6 +35,7 @@ impl Metrics {
             withheld: Counter::default(),
             refused: Family::default(),
             broken: Family::default(),
+            challenges: Family::default(),
             seconds: Histogram::new(exponential_buckets(0.05, 2.0, 12)),
             at_work: Gauge::default(),
             waiting: Gauge::default(),
@@ -44,6 +46,11 @@ impl Metrics {
         registry.register("withheld", "Answers whose picture was NSFW", metrics.withheld.clone());
         registry.register("refused", "Queries refused, by reason", metrics.refused.clone());
         registry.register("broken", "Queries whose stream ended early, by reason", metrics.broken.clone());
+        registry.register(
+            "challenges",
+            "Answers with a commitment, by what the validator did then",
+            metrics.challenges.clone(),
+        );
         registry.register("answer_seconds", "From admission to receipt", metrics.seconds.clone());
         registry.register("at_work", "Queries at work now", metrics.at_work.clone());
         registry.register("waiting", "Queries waiting for their turn", metrics.waiting.clone());
@@ -60,6 +67,10 @@ impl Metrics {
 
     pub(super) fn refused(&self, reason: Reason) {
         self.refused.get_or_create(&[("reason", reason.label())]).inc();
+    }
+
+    pub(super) fn challenged(&self, outcome: &'static str) {
+        self.challenges.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     pub(super) fn broken(&self, reason: &'static str) {

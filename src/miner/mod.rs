@@ -6,6 +6,8 @@
 //! - Queries under way are bounded in all, for each hotkey and for each peer.
 //! - A query that cannot be done before its deadline is not begun; one whose validator went away is cancelled.
 //! - An NSFW picture never leaves: its features do.
+//! - A picture's sampler states are kept for the seconds in which its validator may ask for some, within a
+//!   bound on their bytes.
 
 pub mod admission;
 pub mod backend;
@@ -16,6 +18,7 @@ mod metrics;
 pub mod queue;
 mod serve;
 pub mod slots;
+pub mod trajectory;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,6 +38,7 @@ use self::{
     admission::{Admission, Load, Standing},
     serve::Admitted,
     slots::Slots,
+    trajectory::Shelf,
 };
 use crate::{
     chain::{self, TAO},
@@ -46,6 +50,7 @@ use crate::{
 pub struct Settings {
     pub admission: admission::Settings,
     pub backend: BackendSettings,
+    pub trajectories: trajectory::Settings,
     /// How long a request's body may take to arrive, milliseconds.
     pub body_ms: u32,
     /// How long running queries are given to end when the node shuts down, milliseconds.
@@ -57,6 +62,7 @@ impl Default for Settings {
         Self {
             admission: admission::Settings::default(),
             backend: BackendSettings::default(),
+            trajectories: trajectory::Settings::default(),
             body_ms: 20_000,
             drain_ms: 10_000,
         }
@@ -77,6 +83,7 @@ pub enum BackendSettings {
 impl Settings {
     pub fn validate(&self) -> Result<(), MinerError> {
         self.admission.validate().map_err(MinerError::Settings)?;
+        self.trajectories.validate().map_err(MinerError::Settings)?;
         if self.body_ms == 0 {
             return Err(MinerError::Settings("body_ms is 0: give the body some time".into()));
         }
@@ -127,6 +134,7 @@ struct Shared {
     chain: chain::Watch,
     admission: Mutex<Admission>,
     slots: Slots,
+    shelf: Shelf,
     metrics: Metrics,
     looked_at: Mutex<Option<Instant>>,
     /// No new work.
@@ -151,6 +159,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         admission: Mutex::new(Admission::new(settings.admission.clone(), netuid)),
         slots: Slots::new(backend.slots()),
+        shelf: Shelf::new(&settings.trajectories),
         metrics,
         settings,
         backend,

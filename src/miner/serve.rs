@@ -9,8 +9,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Shared, backend::Step, slots::Turn};
-use crate::net::{InboundQuery, StreamError};
+use super::{
+    Shared,
+    backend::Step,
+    slots::Turn,
+    trajectory::{Room, Trajectory},
+};
+use crate::net::{Committed, InboundQuery, StreamError};
 
 /// Steps on their way to the validator; more are dropped, the next one says as much.
 const STEPS: usize = 4;
@@ -78,14 +83,26 @@ impl Admitted {
         let task = query.open().task();
         let begun = Instant::now();
         match answer(shared, &mut query).await {
-            Ok((answer, took)) => {
+            Ok(Done { answer, trajectory, took }) => {
                 let withheld = matches!(answer, Answer::Nsfw(_));
                 let body = Bytes::from(answer.to_bytes());
                 let compute_ms = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
-                match query.finish(body, compute_ms).await {
-                    Ok(_) => {
+                let finished = match &trajectory {
+                    None => query.finish(body, compute_ms).await.map(|_| None),
+                    Some(made) => query.finish_committed(body, compute_ms, made.commitment()).await.map(Some),
+                };
+                match finished {
+                    Ok(committed) => {
                         shared.metrics.answered(task, begun.elapsed(), withheld);
                         tracing::debug!(query = %id, validator, compute_ms, withheld, "answered");
+                        // Waiting to be asked is no work.
+                        let shared = shared.clone();
+                        drop(place);
+                        if let (Some(committed), Some(trajectory)) = (committed, trajectory) {
+                            let outcome = open(&shared, committed, &trajectory).await;
+                            shared.metrics.challenged(outcome);
+                            tracing::debug!(query = %id, validator, outcome, "the wait for a challenge is over");
+                        }
                     }
                     Err(error) => {
                         shared.metrics.broken(error.reason());
@@ -106,8 +123,38 @@ impl Admitted {
     }
 }
 
-/// The answer, and how long the work took.
-async fn answer(shared: &Shared, query: &mut InboundQuery) -> Result<(Answer, Duration), Ended> {
+/// What came of a query.
+struct Done {
+    answer: Answer,
+    /// What the answer can be audited by.
+    trajectory: Option<Trajectory>,
+    /// How long the work took.
+    took: Duration,
+}
+
+/// Waits for a validator to ask for states of the run that it has just been given, and shows them. Says how
+/// that ended, for metrics.
+async fn open(shared: &Shared, committed: Committed, trajectory: &Trajectory) -> &'static str {
+    let challenged = tokio::select! {
+        challenged = committed.challenge() => challenged,
+        () = shared.abort.cancelled() => return "cancelled",
+    };
+    let (challenge, committed) = match challenged {
+        Ok(Some(challenged)) => challenged,
+        Ok(None) => return "not_asked",
+        Err(error) => return error.reason(),
+    };
+    let Some(opening) = trajectory.open(&challenge) else {
+        committed.refuse(Rejection::new(Reason::Invalid)).await;
+        return "invalid";
+    };
+    match committed.open(opening.to_bytes().into()).await {
+        Ok(()) => "opened",
+        Err(error) => error.reason(),
+    }
+}
+
+async fn answer(shared: &Shared, query: &mut InboundQuery) -> Result<Done, Ended> {
     let total = Duration::from_millis(query.open().deadlines.total_ms.into());
     let deadline = Instant::now() + total;
     let (task, work) = read(shared, query).await?;
@@ -150,11 +197,13 @@ async fn compute(
     work: f64,
     turn: Turn,
     deadline: Instant,
-) -> Result<(Answer, Duration), Ended> {
+) -> Result<Done, Ended> {
     let (kind, model) = (task.kind(), task.model().to_owned());
     let (steps, mut made) = mpsc::channel(STEPS);
     let begun = Instant::now();
-    let mut job = shared.backend.run(task, steps);
+    let room = shared.shelf.room();
+    let most = room.as_ref().map_or(0, Room::bytes);
+    let mut job = shared.backend.run_traced(task, steps, most);
     // Dropping the job on any way out cancels it.
     let result = loop {
         tokio::select! {
@@ -167,10 +216,15 @@ async fn compute(
     };
     drop(turn);
     let took = begun.elapsed();
-    let answer = result.map_err(|error| {
+    let (answer, states) = result.map_err(|error| {
         tracing::warn!(query = %query.open().id, reason = %error.reason(), %error, "a job gave no answer");
         Ended::from(error.reason())
     })?;
     shared.slots.measured(kind, &model, work, took);
-    Ok((answer, took))
+    let trajectory = match room.filter(|_| matches!(answer, Answer::Picture(_)) && !states.is_empty()) {
+        // A hash of megabytes takes milliseconds.
+        Some(room) => tokio::task::spawn_blocking(|| Trajectory::new(states, room)).await.ok().flatten(),
+        None => None,
+    };
+    Ok(Done { answer, trajectory, took })
 }

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use super::{
-    Answered, LookupError, NetError, Offence, OutgoingQuery, QueryError, QueryProgress, Reachability,
-    Snapshot,
+    Answered, AnsweredAndOpen, LookupError, NetError, Offence, OutgoingQuery, QueryError, QueryProgress,
+    Reachability, Snapshot,
     directory::Directory,
     limits,
     stream::{AskError, Asker, Clock},
@@ -68,12 +68,21 @@ impl Handle {
     pub async fn query(
         &self,
         query: OutgoingQuery,
-        mut progress: impl FnMut(QueryProgress) + Send,
+        progress: impl FnMut(QueryProgress) + Send,
     ) -> Result<Answered, QueryError> {
+        self.query_to_audit(query, progress).await.map(|(answered, _)| answered)
+    }
+
+    /// As [`Handle::query`]; where the receipt commits to a trajectory the stream stays open for a challenge.
+    pub async fn query_to_audit(
+        &self,
+        query: OutgoingQuery,
+        mut progress: impl FnMut(QueryProgress) + Send,
+    ) -> Result<AnsweredAndOpen, QueryError> {
         let metrics = &self.0.asker.metrics;
         let result = self.attempt_twice(&query, &mut progress).await;
         match &result {
-            Ok(answered) => {
+            Ok((answered, _)) => {
                 metrics.sent("answered");
                 metrics.query_seconds.observe(answered.total.as_secs_f64());
             }
@@ -88,7 +97,7 @@ impl Handle {
         &self,
         query: &OutgoingQuery,
         progress: &mut (impl FnMut(QueryProgress) + Send),
-    ) -> Result<Answered, QueryError> {
+    ) -> Result<AnsweredAndOpen, QueryError> {
         let hotkey = self.0.asker.check(query)?;
         let mut clock = Clock::start(query.deadlines);
         let record = clock.wait(self.record_of(&query.miner)).await??;
@@ -129,7 +138,7 @@ impl Handle {
         record: &VerifiedRecord,
         clock: &mut Clock,
         progress: &mut (impl FnMut(QueryProgress) + Send),
-    ) -> Result<Answered, AskError> {
+    ) -> Result<AnsweredAndOpen, AskError> {
         let asker = &self.0.asker;
         if !asker.links.is_connected(&record.peer) {
             clock.wait(self.connect(record)).await??;

@@ -43,7 +43,7 @@ pub use reachability::{
     StreamReport, TransportKind,
 };
 pub use settings::{Dht, Limits, Settings};
-pub use stream::{Answered, InboundQuery, OutgoingQuery, QueryProgress};
+pub use stream::{Answered, AnsweredAndOpen, Auditor, Committed, InboundQuery, OutgoingQuery, QueryProgress};
 
 /// Unix time in milliseconds, as records and queries carry it.
 pub(crate) fn unix_ms() -> u64 {

@@ -197,7 +197,7 @@ fn backend(honest: Arc<dyn miner::Backend>, _config: &Config) -> Arc<dyn miner::
 /// The honest one, or one that cheats in the way the tests ask for.
 #[cfg(feature = "adversary")]
 fn backend(honest: Arc<dyn miner::Backend>, config: &Config) -> Arc<dyn miner::Backend> {
-    match config.dishonest {
+    match config.dishonest.clone() {
         None => honest,
         Some(kind) => Arc::new(miner::dishonest::Dishonest::new(honest, kind)),
     }

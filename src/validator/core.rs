@@ -9,17 +9,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use argus_protocols::{Capability, Hotkey, TaskKind};
+use argus_protocols::{Challenge, Hotkey, TaskKind};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+pub use super::events::{Action, Counters, Event, OrganicPick, Restored};
 use super::{
-    period::{PeriodId, Periods, Tallies},
+    audits::{Audits, Method},
+    period::{PeriodId, Periods},
     round::{Next, Origin, Outcome, Round, RoundId, Score, ScoreRow, Scored},
     select::{Failure, Held, Miners, NoRoom},
     settings::{Settings, TaskSettings},
-    weights::{self, ChainView, Included, Intent, Rules, Shares, Submission},
+    weights::{self, ChainView, Intent, Rules, Shares, Submission},
 };
-use crate::verify::Comparison;
 
 /// Rounds under way at once, organic ones included. Beyond it organic answers go unchecked.
 pub const ROUNDS: usize = 64;
@@ -32,106 +33,12 @@ const UNSAVED_ROWS: usize = 8192;
 const STORE_RETRY_MS: u64 = 2_000;
 /// Without an answer from anybody for this long, unreachable miners may be our own fault.
 const QUIET_MS: u64 = 60_000;
-/// Miners asked in a synthetic round.
-const RIVALS: usize = 2;
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Time passed.
-    Tick,
-    /// A new view of the chain. `uids` are all neurons but this validator.
-    Chain {
-        view: ChainView,
-        rules: Rules,
-        uids: BTreeMap<Hotkey, u16>,
-    },
-    /// A lookup ended: the capabilities of a record that names a miner, `None` of another role's.
-    LookedUp {
-        miner: Hotkey,
-        found: Result<Option<Vec<Capability>>, ()>,
-    },
-    /// A query ended.
-    Answered {
-        round: RoundId,
-        miner: Hotkey,
-        outcome: Outcome,
-    },
-    /// The client who wanted the answer went away.
-    Abandoned {
-        round: RoundId,
-        miner: Hotkey,
-    },
-    /// `withheld`: one of the answers is the features of a picture that was kept back.
-    Compared {
-        round: RoundId,
-        agree: bool,
-        withheld: bool,
-    },
-    /// `None`: this validator's engine made no reference.
-    Referenced {
-        round: RoundId,
-        found: Option<Vec<(Hotkey, Option<Comparison>)>>,
-    },
-    Stored(Vec<Score>),
-    NotStored(Vec<Score>),
-    PeriodStored(PeriodId),
-    PeriodNotStored(PeriodId),
-    WeightsIncluded(Included),
-    WeightsFailed(String),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Action {
-    LookUp(Hotkey),
-    /// Draw a request from `seed` and send it to all of `miners` at once.
-    Ask {
-        round: RoundId,
-        task: TaskKind,
-        model: String,
-        miners: Vec<Hotkey>,
-        seed: u64,
-    },
-    /// Compare the round's answers with each other.
-    Compare(RoundId),
-    /// Make the answer here and compare the round's answers with it.
-    Reference(RoundId),
-    /// Write the rows, each with its receipt.
-    Store(Vec<Score>),
-    /// Write a closed period; forget periods before `oldest` and what belongs to them.
-    StorePeriod {
-        period: PeriodId,
-        tallies: Tallies,
-        oldest: PeriodId,
-    },
-    /// The round is over: drop its answers. Comes after its [`Action::Store`].
-    Forget(RoundId),
-    /// Write the intent, then send the weights.
-    SetWeights(Intent),
-    /// The chain has weights of ours whose inclusion was not reported.
-    StoreIncluded(Included),
-    /// Weights have not reached the chain for two tempos.
-    Alarm {
-        blocks: u64,
-    },
-}
-
-/// What to ask for an organic query.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OrganicPick {
-    pub round: RoundId,
-    pub miner: Hotkey,
-    /// Asked the same for comparison, off the client's path.
-    pub rival: Option<Hotkey>,
-    /// Whether the answers will be compared, so that they must be kept.
-    pub checked: bool,
-}
 
 pub struct Core {
     settings: Settings,
     rng: StdRng,
     miners: Miners,
+    audits: Audits,
     periods: Periods,
     submission: Submission,
     chain: ChainView,
@@ -151,38 +58,25 @@ pub struct Core {
     counters: Counters,
 }
 
-/// What has happened since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct Counters {
-    pub rounds: u64,
-    pub references: u64,
-    /// Rounds in which the answers differed.
-    pub disagreements: u64,
-    /// Rounds that ended unjudged since no reference could be made.
-    pub unjudged: u64,
-    /// Rows given up because the disk stayed full too long.
-    pub lost_rows: u64,
-}
-
-/// What the store knew at the start.
-#[derive(Debug, Default)]
-pub struct Restored {
-    pub closed: BTreeMap<PeriodId, Tallies>,
-    /// Scores of periods that are not among the closed ones.
-    pub scores: Vec<ScoreRow>,
-    pub included: Option<Included>,
-    /// What was about to be sent to the chain.
-    pub intent: Option<Intent>,
-}
-
 impl Core {
     pub fn new(settings: Settings, seed: u64, restored: Restored) -> Self {
         let mut periods = Periods::new(settings.periods.clone());
+        let mut audits = Audits::new(settings.audits);
         for (period, tallies) in restored.closed {
+            for ((_, miner), tally) in &tallies {
+                audits.restore(
+                    *miner,
+                    (tally.audits - tally.audits_failed).into(),
+                    tally.audits_failed.into(),
+                );
+            }
             periods.restore_closed(period, tallies);
         }
         for row in restored.scores {
-            periods.add(row.period, row.task, row.miner, row.score, row.is_failure());
+            if let Some(has_passed) = row.audit() {
+                audits.restore(row.miner, has_passed.into(), (!has_passed).into());
+            }
+            periods.add(&row);
         }
         let mut submission = Submission::restore(restored.included, restored.intent);
         if let Some(&last) = periods.closed().keys().next_back() {
@@ -192,6 +86,7 @@ impl Core {
             settings,
             rng: StdRng::seed_from_u64(seed),
             miners: Miners::default(),
+            audits,
             periods,
             submission,
             chain: ChainView::default(),
@@ -219,6 +114,7 @@ impl Core {
                 self.chain = view;
                 self.rules = rules;
                 self.miners.set_registered(&uids);
+                self.audits.retain(|miner| uids.contains_key(miner));
                 self.uids = uids;
                 actions.extend(self.submission.observe(&self.chain).map(Action::StoreIncluded));
             }
@@ -249,6 +145,12 @@ impl Core {
                         core.counters.unjudged += 1;
                         round.without_reference()
                     }
+                });
+            }
+            Event::Audited { round, found } => {
+                self.advance_round(round, now_ms, &mut actions, |core, round| {
+                    core.counters.unjudged += u64::from(found.is_none());
+                    round.audited(found, &core.settings.scoring)
                 });
             }
             Event::Stored(rows) => self.stored(rows),
@@ -287,20 +189,27 @@ impl Core {
         let next = self.next_synthetic_ms.entry(task.task).or_insert(now_ms);
         // A clock set back must not stop the rounds.
         *next = (*next).min(now_ms + interval_ms);
-        let running = |r: &&Round| r.task == task.task && r.origin == Origin::Synthetic;
+        let running = |r: &&Round| r.task == task.task && r.origin != Origin::Organic;
         let running = self.rounds.values().filter(running).count();
         if now_ms < *next || running >= SYNTHETIC_ROUNDS || self.rounds.len() >= ROUNDS {
             return;
         }
         // Never later than the interval, and not foreseeable.
         *next = now_ms + (interval_ms as f64 * self.rng.random_range(0.7..1.0)) as u64;
-        let miners = self.miners.for_round(task.task, &task.model, RIVALS, now_ms, &mut self.rng);
-        if miners.is_empty() {
+        let Some(miner) = self.miners.for_round(task.task, &task.model, now_ms, &mut self.rng) else {
             return;
+        };
+        let mut miners = vec![miner];
+        let audit = self.audits.draw(&miner, &mut self.rng);
+        if audit.is_none() {
+            let chosen = BTreeSet::from([miner]);
+            miners.extend(self.miners.rival(task.task, &task.model, &chosen, now_ms, &mut self.rng));
         }
-        let round = self.open_round(Origin::Synthetic, task.task, &miners, now_ms);
-        let seed = self.rng.random();
-        actions.push(Action::Ask { round, task: task.task, model: task.model.clone(), miners, seed });
+        let origin = if audit.is_some() { Origin::Audit } else { Origin::Synthetic };
+        let round = self.open_round(origin, task.task, &miners, now_ms);
+        self.rounds.get_mut(&round).expect("just opened").stands_for = audit.unwrap_or_default();
+        let (seed, model) = (self.rng.random(), task.model.clone());
+        actions.push(Action::Ask { round, task: task.task, model, miners, seed, is_audit: audit.is_some() });
     }
 
     fn open_round(&mut self, origin: Origin, task: TaskKind, miners: &[Hotkey], now_ms: u64) -> RoundId {
@@ -374,16 +283,31 @@ impl Core {
         match step(self, &mut round) {
             Next::Wait => {}
             Next::Compare => actions.push(Action::Compare(id)),
-            Next::Reference => {
-                self.counters.references += 1;
-                actions.push(Action::Reference(id));
-            }
+            Next::Reference => self.refer(id, actions),
+            Next::Audit { miner, commitment } => match self.audits.method(commitment, &mut self.rng) {
+                Method::Trajectory { commitment, steps } => {
+                    self.counters.trajectories += 1;
+                    self.counters.steps_retaken += steps.len() as u64;
+                    self.counters.steps_audited += u64::from(commitment.steps());
+                    let challenge = Challenge::of_steps(&steps, &commitment);
+                    actions.push(Action::Audit { round: id, miner, commitment, challenge, steps });
+                }
+                Method::Reproduction => {
+                    round.reproduce();
+                    self.refer(id, actions);
+                }
+            },
             Next::Done(scored) => {
                 self.finish(&round, scored, now_ms, actions);
                 return;
             }
         }
         self.rounds.insert(id, round);
+    }
+
+    fn refer(&mut self, round: RoundId, actions: &mut Vec<Action>) {
+        self.counters.references += 1;
+        actions.push(Action::Reference(round));
     }
 
     fn finish(&mut self, round: &Round, scored: Vec<Scored>, now_ms: u64, actions: &mut Vec<Action>) {
@@ -399,10 +323,18 @@ impl Core {
                 score: scored.score,
                 verdict: scored.verdict.to_owned(),
                 elapsed_ms: scored.elapsed.as_millis() as u64,
+                voids: scored.voids,
             },
             receipt: scored.receipt,
         };
         let rows: Vec<Score> = scored.into_iter().map(row).collect();
+        for Score { row, .. } in &rows {
+            if let Some(has_passed) = row.audit() {
+                self.counters.audits += 1;
+                self.counters.audits_failed += u64::from(!has_passed);
+                self.audits.settle(row.miner, has_passed);
+            }
+        }
         self.store(rows, actions);
         actions.push(Action::Forget(round.id));
     }
@@ -428,9 +360,7 @@ impl Core {
 
     fn stored(&mut self, rows: Vec<Score>) {
         self.no_longer_storing(&rows);
-        for Score { row, .. } in &rows {
-            self.periods.add(row.period, row.task, row.miner, row.score, row.is_failure());
-        }
+        rows.iter().for_each(|score| self.periods.add(&score.row));
     }
 
     fn not_stored(&mut self, rows: Vec<Score>, now_ms: u64) {
@@ -514,6 +444,10 @@ impl Core {
 
     pub fn miners(&self) -> &Miners {
         &self.miners
+    }
+
+    pub fn audits(&self) -> &Audits {
+        &self.audits
     }
 
     pub fn periods(&self) -> &Periods {

@@ -5,14 +5,15 @@
 //! bounded by the core.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use argus_protocols::{Answer, Hotkey, Role, Task, TaskKind, query::Deadlines};
+use argus_protocols::{Answer, Challenge, Commitment, Hotkey, Role, Task, TaskKind, query::Deadlines};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -34,9 +35,9 @@ use super::{
 use crate::{
     chain::ChainError,
     clock::unix_ms,
-    net::{LookupError, OutgoingQuery, QueryError, QueryProgress},
+    net::{Auditor, LookupError, OutgoingQuery, QueryError, QueryProgress},
     store::StoreError,
-    verify::Evidence,
+    verify::{Evidence, trajectory::Finding},
 };
 
 /// How often the core looks at its clock.
@@ -52,6 +53,8 @@ pub(super) struct Driver {
     pub(super) judge: Judge,
     pub(super) metrics: Metrics,
     ledger: Ledger,
+    /// Streams on which a miner waits to be challenged; of audits under way alone.
+    auditors: Mutex<HashMap<(RoundId, Hotkey), Auditor>>,
     synthesiser: Synthesiser,
     peers: AtomicU32,
     pub(super) tasks: TaskTracker,
@@ -75,7 +78,8 @@ impl Driver {
         let seed = rand::rng().random();
         Ok(Arc::new(Self {
             core: Mutex::new(Core::new(settings.clone(), seed, restored)),
-            judge: Judge::new(parts.jobs.clone(), settings.thresholds),
+            judge: Judge::new(parts.jobs.clone(), settings.thresholds, settings.audits.tolerances),
+            auditors: Mutex::default(),
             metrics: Metrics::new(registry),
             ledger,
             synthesiser: Synthesiser::new(),
@@ -164,8 +168,16 @@ impl Driver {
                 let found = driver.look_up(&miner).await;
                 driver.apply(Event::LookedUp { miner, found });
             }),
-            Action::Ask { round, task, model, miners, seed } => {
-                this.spawn(async move |driver| driver.ask_all(round, task, &model, miners, seed).await);
+            Action::Ask { round, task, model, miners, seed, is_audit } => {
+                this.spawn(async move |driver| {
+                    driver.ask_all(round, task, &model, miners, seed, is_audit).await;
+                });
+            }
+            Action::Audit { round, miner, commitment, challenge, steps } => {
+                this.spawn(async move |driver| {
+                    let found = driver.audit(round, miner, commitment, challenge, steps).await;
+                    driver.apply(Event::Audited { round, found });
+                });
             }
             Action::Compare(round) => this.spawn(async move |driver| {
                 let found = driver.judge.compare(round).await;
@@ -173,6 +185,7 @@ impl Driver {
                 driver.apply(Event::Compared { round, agree: found.agree, withheld: found.withheld });
             }),
             Action::Reference(round) => this.spawn(async move |driver| {
+                driver.let_go(round);
                 let found = driver.judge.reference(round).await;
                 driver.apply(Event::Referenced { round, found });
             }),
@@ -191,7 +204,10 @@ impl Driver {
                     false => Event::PeriodNotStored(period),
                 }
             }),
-            Action::Forget(round) => self.judge.forget(round),
+            Action::Forget(round) => {
+                self.let_go(round);
+                self.judge.forget(round);
+            }
             Action::SetWeights(intent) => this.spawn(async move |driver| {
                 let event = driver.set_weights(intent).await;
                 driver.apply(event);
@@ -253,6 +269,7 @@ impl Driver {
         model: &str,
         miners: Vec<Hotkey>,
         seed: u64,
+        is_audit: bool,
     ) {
         let driver = self.clone();
         let model = model.to_owned();
@@ -276,9 +293,15 @@ impl Driver {
             self.clone().spawn(async move |driver| {
                 let deadlines = driver.deadlines(&task, None);
                 let outcome = tokio::select! {
-                    outcome = driver.ask(round, miner, &task, body, deadlines, |_| ()) => outcome.map(|(reply, _)| reply),
+                    outcome = driver.ask_keeping(round, miner, &task, body, deadlines, |_| ()) => outcome,
                     () = driver.shutdown.cancelled() => return driver.apply(Event::Abandoned { round, miner }),
                 };
+                let outcome = outcome.map(|(reply, _, auditor)| {
+                    if let Some(auditor) = auditor.filter(|_| is_audit) {
+                        driver.auditors.lock().insert((round, miner), auditor);
+                    }
+                    reply
+                });
                 driver.apply(Event::Answered { round, miner, outcome });
             });
         }
@@ -295,7 +318,59 @@ impl Driver {
         }
     }
 
-    /// Sends one query. The answer is decoded and kept for the judge if its round has a case.
+    /// Lets go of the miner that waits to be challenged, if one does.
+    fn let_go(&self, round: RoundId) {
+        self.auditors.lock().retain(|(of, _), _| *of != round);
+    }
+
+    /// Has a miner open states of the run that it committed to, and takes some of its steps again. `None`:
+    /// this node could not do its part.
+    async fn audit(
+        &self,
+        round: RoundId,
+        miner: Hotkey,
+        commitment: Commitment,
+        challenge: Challenge,
+        steps: Vec<u32>,
+    ) -> Option<Finding> {
+        let auditor = self.auditors.lock().remove(&(round, miner))?;
+        let begun = Instant::now();
+        let opening = tokio::select! {
+            opening = auditor.challenge(&challenge) => opening,
+            () = self.shutdown.cancelled() => return None,
+        };
+        let opening = match opening {
+            Ok(opening) => opening,
+            Err(error) => {
+                tracing::warn!(
+                    miner = miner.short(),
+                    round,
+                    reason = error.label(),
+                    "a trajectory was not opened"
+                );
+                self.metrics.audited("unopened", begun.elapsed());
+                return Some(Finding::Unopened);
+            }
+        };
+        // Hashing megabytes is not for an async thread.
+        let verified = tokio::task::spawn_blocking(move || opening.verify(&challenge, &commitment));
+        let found = match verified.await.ok()? {
+            Ok(opened) => self.judge.audit(round, &miner, opened, &steps, commitment.states).await?,
+            Err(error) => Finding::from(error),
+        };
+        let label = match found {
+            Finding::Sound => "sound",
+            Finding::False(label) => label,
+            Finding::Unopened => "unopened",
+        };
+        if found != Finding::Sound {
+            tracing::warn!(miner = miner.short(), round, found = label, "a trajectory failed its audit");
+        }
+        self.metrics.audited(label, begun.elapsed());
+        Some(found)
+    }
+
+    /// As [`Self::ask_keeping`], for who has nothing to ask afterwards.
     pub(super) async fn ask(
         &self,
         round: RoundId,
@@ -305,9 +380,25 @@ impl Driver {
         deadlines: Deadlines,
         progress: impl FnMut(QueryProgress) + Send,
     ) -> Result<(Reply, Answer), Failure> {
+        let (reply, answer, _) = self.ask_keeping(round, miner, task, body, deadlines, progress).await?;
+        Ok((reply, answer))
+    }
+
+    /// Sends one query. The answer is decoded and kept for the judge if its round has a case. The miner may
+    /// wait to be challenged until the stream is dropped.
+    async fn ask_keeping(
+        &self,
+        round: RoundId,
+        miner: Hotkey,
+        task: &Task,
+        body: Bytes,
+        deadlines: Deadlines,
+        progress: impl FnMut(QueryProgress) + Send,
+    ) -> Result<(Reply, Answer, Option<Auditor>), Failure> {
         let query =
             OutgoingQuery { miner, task: task.kind(), model: task.model().to_owned(), body, deadlines };
-        let answered = self.parts.handle.query(query, progress).await.map_err(|error| {
+        let asked = self.parts.handle.query_to_audit(query, progress).await;
+        let (answered, auditor) = asked.map_err(|error| {
             let failure = failure(&error);
             tracing::debug!(miner = miner.short(), round, reason = failure.label(), %error, "no answer");
             failure
@@ -319,7 +410,8 @@ impl Driver {
         self.metrics.answered(task.kind(), answered.total);
         self.judge.add(round, miner, answer.clone());
         let receipt = Arc::new(answered.receipt.signed().clone());
-        Ok((Reply { elapsed: answered.total, receipt }, answer))
+        let trajectory = answered.receipt.trajectory;
+        Ok((Reply { elapsed: answered.total, receipt, trajectory }, answer, auditor))
     }
 
     async fn set_weights(&self, intent: Intent) -> Event {

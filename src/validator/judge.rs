@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use super::round::RoundId;
 use crate::{
     jobs::{Jobs, UnusableAnswer, is_exact},
-    verify::{Comparison, Evidence, Ruler, Thresholds},
+    verify::{
+        Comparison, Evidence, Ruler, Thresholds,
+        trajectory::{Finding, Tolerances},
+    },
 };
 
 /// What one answer turned out to be.
@@ -31,6 +34,7 @@ struct Case {
 pub(super) struct Judge {
     jobs: Jobs,
     thresholds: Thresholds,
+    tolerances: Tolerances,
     cases: Mutex<HashMap<RoundId, Case>>,
 }
 
@@ -43,8 +47,8 @@ pub(super) struct Agreement {
 }
 
 impl Judge {
-    pub(super) fn new(jobs: Jobs, thresholds: Thresholds) -> Self {
-        Self { jobs, thresholds, cases: Mutex::default() }
+    pub(super) fn new(jobs: Jobs, thresholds: Thresholds, tolerances: Tolerances) -> Self {
+        Self { jobs, thresholds, tolerances, cases: Mutex::default() }
     }
 
     pub(super) fn open(&self, round: RoundId, task: Arc<Task>) {
@@ -84,6 +88,42 @@ impl Judge {
         let compare = move || others.iter().map(|other| ruler.compare(&first, other)).collect();
         let compared = tokio::task::spawn_blocking(compare).await;
         compared.inspect_err(|panic| tracing::error!(%panic, "comparing answers failed")).ok()
+    }
+
+    /// Takes `steps` of the run that made a miner's answer again, from what it opened of its `states`. `None`:
+    /// this node's own engine failed.
+    pub(super) async fn audit(
+        &self,
+        round: RoundId,
+        miner: &Hotkey,
+        opened: Vec<(u32, Vec<u8>)>,
+        steps: &[u32],
+        states: u32,
+    ) -> Option<Finding> {
+        let (task, shown) = {
+            let cases = self.cases.lock();
+            let case = cases.get(&round)?;
+            (case.task.clone(), case.shown.get(miner)?.clone())
+        };
+        let Shown::Answer(answer) = shown else { return None };
+        match self.jobs.audit(&task, answer, opened, steps, states).await {
+            Ok(audited) => {
+                let tolerances = match self.jobs.spec(task.model()) {
+                    Some(spec) if is_exact(spec) => Tolerances::exact(),
+                    _ => self.tolerances,
+                };
+                tracing::debug!(round, miner = miner.short(), ?audited, "took steps again");
+                Some(Finding::of(&audited, &tolerances))
+            }
+            Err(UnusableAnswer::Engine(error)) => {
+                tracing::warn!(%error, "this node's engine could not take steps again");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(miner = miner.short(), %error, "an answer that cannot be audited");
+                Some(Finding::False("unusable_answer"))
+            }
+        }
     }
 
     /// Looks at each answer of a round once. `None`: this node's own engine failed.

@@ -176,6 +176,7 @@ mod tests {
             score,
             verdict: "right".into(),
             elapsed_ms: 5,
+            voids: 0.0,
         };
         let receipt = SignedReceipt { receipt: vec![1, 2], signature: Signature([3; 64]) };
         Score { row, receipt: Some(Arc::new(receipt)) }
@@ -192,7 +193,7 @@ mod tests {
         let (folder, ledger) = ledger();
         let tallies = Tallies::from([(
             (TaskKind::TextToImage, Hotkey::from_bytes([1; 32])),
-            Tally { sum: 2.25, count: 2, failed: 0 },
+            Tally { sum: 2.25, count: 2, ..Tally::default() },
         )]);
         ledger.store_scores(&[score(7, 1, 1.25), score(8, 2, 0.75)]).unwrap();
         ledger.store_scores(&[score(8, 3, 0.0)]).unwrap();

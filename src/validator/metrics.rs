@@ -27,10 +27,16 @@ pub(super) struct Metrics {
     alarms: Counter,
     served: Counter,
     not_served: Counter,
+    trajectories: Family<Labels, Counter>,
+    audit_seconds: Histogram,
     answer_seconds: Histogram,
     served_seconds: Histogram,
     rounds: Gauge,
     references: Gauge,
+    audits: Gauge,
+    audits_failed: Gauge,
+    steps_retaken: Gauge,
+    steps_audited: Gauge,
     disagreements: Gauge,
     unjudged: Gauge,
     periods: Gauge,
@@ -54,10 +60,16 @@ impl Metrics {
             alarms: Counter::default(),
             served: Counter::default(),
             not_served: Counter::default(),
+            trajectories: Family::default(),
+            audit_seconds: seconds(),
             answer_seconds: seconds(),
             served_seconds: seconds(),
             rounds: Gauge::default(),
             references: Gauge::default(),
+            audits: Gauge::default(),
+            audits_failed: Gauge::default(),
+            steps_retaken: Gauge::default(),
+            steps_audited: Gauge::default(),
             disagreements: Gauge::default(),
             unjudged: Gauge::default(),
             periods: Gauge::default(),
@@ -86,6 +98,20 @@ impl Metrics {
         registry.register("organic_seconds", "Time to a client's answer", self.served_seconds.clone());
         registry.register("rounds_under_way", "Rounds under way", self.rounds.clone());
         registry.register("references", "Answers made here to settle rounds", self.references.clone());
+        registry.register("trajectories", "Trajectory audits, by what they found", self.trajectories.clone());
+        registry.register("audit_seconds", "Opening and checking a trajectory", self.audit_seconds.clone());
+        registry.register("audits", "Solo audits that came to a verdict", self.audits.clone());
+        registry.register("audits_failed", "Solo audits that were failed", self.audits_failed.clone());
+        registry.register(
+            "audit_steps_retaken",
+            "Steps taken again in trajectory audits",
+            self.steps_retaken.clone(),
+        );
+        registry.register(
+            "audit_steps_covered",
+            "Steps of the runs that trajectory audits were about",
+            self.steps_audited.clone(),
+        );
         registry.register("disagreements", "Rounds whose answers differed", self.disagreements.clone());
         registry.register("unjudged", "Rounds without a reference", self.unjudged.clone());
         registry.register("periods_kept", "Closed periods kept", self.periods.clone());
@@ -119,6 +145,10 @@ impl Metrics {
         let counters = core.counters();
         self.rounds.set(core.rounds() as i64);
         self.references.set(counters.references as i64);
+        self.audits.set(counters.audits as i64);
+        self.audits_failed.set(counters.audits_failed as i64);
+        self.steps_retaken.set(counters.steps_retaken as i64);
+        self.steps_audited.set(counters.steps_audited as i64);
         self.disagreements.set(counters.disagreements as i64);
         self.unjudged.set(counters.unjudged as i64);
         self.periods.set(core.periods().closed().len() as i64);
@@ -129,6 +159,11 @@ impl Metrics {
     pub(super) fn answered(&self, task: TaskKind, took: Duration) {
         self.answers.get_or_create(&[("task", task.label())]).inc();
         self.answer_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(super) fn audited(&self, found: &'static str, took: Duration) {
+        self.trajectories.get_or_create(&[("found", found)]).inc();
+        self.audit_seconds.observe(took.as_secs_f64());
     }
 
     pub(super) fn alarm(&self) {

@@ -7,8 +7,10 @@
 //! - A client's answer never waits for its comparison.
 //! - Prompts and pictures reach neither log nor disk.
 
+pub mod audits;
 pub mod core;
 mod driver;
+mod events;
 mod judge;
 mod ledger;
 mod metrics;

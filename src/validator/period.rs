@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use argus_protocols::{Hotkey, TaskKind};
 use serde::{Deserialize, Serialize};
 
+use super::round::ScoreRow;
+
 /// Unix time divided by the length of a period.
 pub type PeriodId = u64;
 
@@ -56,11 +58,25 @@ pub struct Tally {
     /// Of these, queries that brought no answer.
     #[serde(default)]
     pub failed: u32,
+    /// Solo audits that came to a verdict.
+    #[serde(default)]
+    pub audits: u32,
+    /// Of these, failed.
+    #[serde(default)]
+    pub audits_failed: u32,
+    /// Answers that count for nothing since the failed audits stand for them.
+    #[serde(default)]
+    pub voided: f64,
 }
 
 impl Tally {
     pub fn mean(&self) -> f64 {
-        if self.count == 0 { 0.0 } else { self.sum / f64::from(self.count) }
+        if self.count == 0 { 0.0 } else { self.earned() / f64::from(self.count) }
+    }
+
+    /// What is left of the sum: the share of answers that failed audits did not void.
+    fn earned(&self) -> f64 {
+        self.sum * (1.0 - self.voided / f64::from(self.count.max(1))).max(0.0)
     }
 }
 
@@ -96,15 +112,19 @@ impl Periods {
     }
 
     /// Counts a score. One that comes after its period was closed still counts there.
-    pub fn add(&mut self, period: PeriodId, task: TaskKind, miner: Hotkey, score: f32, failed: bool) {
-        let tallies = match self.closed.get_mut(&period) {
+    pub fn add(&mut self, row: &ScoreRow) {
+        let tallies = match self.closed.get_mut(&row.period) {
             Some(closed) => closed,
-            None => self.open.entry(period).or_default(),
+            None => self.open.entry(row.period).or_default(),
         };
-        let tally = tallies.entry((task, miner)).or_default();
-        tally.sum += f64::from(score);
+        let tally = tallies.entry((row.task, row.miner)).or_default();
+        tally.sum += f64::from(row.score);
         tally.count += 1;
-        tally.failed += u32::from(failed);
+        tally.failed += u32::from(row.is_failure());
+        let audit = row.audit();
+        tally.audits += u32::from(audit.is_some());
+        tally.audits_failed += u32::from(audit == Some(false));
+        tally.voided += row.voids;
     }
 
     /// Closes the periods that are over and forgets those beyond the number kept. `absent` are miners that
@@ -169,19 +189,23 @@ impl Periods {
     pub fn recent_mean(&self, task: TaskKind, miner: &Hotkey) -> Option<f64> {
         let last = self.closed.values().next_back();
         let recent = self.open.values().chain(last).filter_map(|t| t.get(&(task, *miner)));
-        let (sum, count) = recent.fold((0.0, 0), |(sum, count), t| (sum + t.sum, count + t.count));
+        let (sum, count) = recent.fold((0.0, 0), |(sum, count), t| (sum + t.earned(), count + t.count));
         (count > 0).then(|| sum / f64::from(count))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::round::Origin, *};
 
     const TASK: TaskKind = TaskKind::TextToImage;
 
     fn miner(n: u8) -> Hotkey {
         Hotkey::from_bytes([n; 32])
+    }
+
+    fn row(period: PeriodId, n: u8, score: f32) -> ScoreRow {
+        ScoreRow::right(period, TASK, miner(n), score)
     }
 
     fn periods(kept: u32) -> Periods {
@@ -191,8 +215,8 @@ mod tests {
     #[test]
     fn standings_are_means_of_closed_periods_only() {
         let mut periods = periods(3);
-        periods.add(0, TASK, miner(1), 1.0, false);
-        periods.add(0, TASK, miner(1), 0.5, false);
+        periods.add(&row(0, 1, 1.0));
+        periods.add(&row(0, 1, 0.5));
         assert!(periods.standings(TASK).is_empty());
         assert!(periods.advance(9_999, &BTreeSet::new()).is_empty());
         assert_eq!(periods.advance(10_000, &BTreeSet::new()), [0]);
@@ -204,12 +228,12 @@ mod tests {
     fn a_newcomer_is_damped_and_an_absent_miner_falls() {
         let mut periods = periods(4);
         for period in 0..4 {
-            periods.add(period, TASK, miner(1), 1.0, false);
+            periods.add(&row(period, 1, 1.0));
             if period < 2 {
-                periods.add(period, TASK, miner(2), 1.0, false);
+                periods.add(&row(period, 2, 1.0));
             }
             if period == 3 {
-                periods.add(period, TASK, miner(3), 1.0, false);
+                periods.add(&row(period, 3, 1.0));
             }
             periods.advance(periods.start_ms(period + 1), &BTreeSet::from([miner(2), miner(9)]));
         }
@@ -223,7 +247,7 @@ mod tests {
     #[test]
     fn old_periods_are_forgotten_and_downtime_is_not_held_against_miners() {
         let mut periods = periods(2);
-        periods.add(0, TASK, miner(1), 1.0, false);
+        periods.add(&row(0, 1, 1.0));
         periods.advance(10_000, &BTreeSet::new());
         periods.advance(20_000, &BTreeSet::new());
         assert_eq!(periods.standings(TASK)[&miner(1)], 1.0);
@@ -234,26 +258,48 @@ mod tests {
     #[test]
     fn a_late_score_counts_where_it_belongs() {
         let mut periods = periods(3);
-        periods.add(0, TASK, miner(1), 1.0, false);
+        periods.add(&row(0, 1, 1.0));
         periods.advance(10_000, &BTreeSet::new());
-        periods.add(0, TASK, miner(1), 0.0, false);
+        periods.add(&row(0, 1, 0.0));
         assert_eq!(periods.standings(TASK)[&miner(1)], 0.5);
     }
 
     #[test]
     fn what_is_restored_stands_as_before() {
         let mut before = periods(3);
-        before.add(0, TASK, miner(1), 1.25, false);
+        before.add(&row(0, 1, 1.25));
         before.advance(10_000, &BTreeSet::new());
-        before.add(1, TASK, miner(1), 0.75, false);
+        before.add(&row(1, 1, 0.75));
         let mut after = periods(3);
         for (period, tallies) in before.closed() {
             after.restore_closed(*period, tallies.clone());
         }
-        after.add(1, TASK, miner(1), 0.75, false);
+        after.add(&row(1, 1, 0.75));
         for periods in [&mut before, &mut after] {
             periods.advance(20_000, &BTreeSet::new());
         }
         assert_eq!(before.standings(TASK), after.standings(TASK));
+    }
+
+    /// A miner that cheats at every answer and is caught in every audit earns nothing, whatever the share of
+    /// audits; one that is caught in half of them earns half.
+    #[test]
+    fn a_failed_audit_voids_the_answers_that_it_stands_for() {
+        let audit = |score: f32, voids: f64| ScoreRow { origin: Origin::Audit, voids, ..row(0, 1, score) };
+        let failed = || ScoreRow { verdict: "wrong".into(), ..audit(0.0, 10.0) };
+        let mean = |rows: Vec<ScoreRow>| {
+            let mut periods = periods(3);
+            rows.iter().for_each(|row| periods.add(row));
+            let recent = periods.recent_mean(TASK, &miner(1)).unwrap();
+            periods.advance(10_000, &BTreeSet::new());
+            let tally = periods.closed()[&0][&(TASK, miner(1))];
+            assert_eq!(recent, tally.mean());
+            (tally.audits, tally.audits_failed, tally.mean())
+        };
+        let with = |more: Vec<ScoreRow>| (0..18).map(|_| row(0, 1, 1.0)).chain(more).collect();
+        assert_eq!(mean(with(vec![audit(1.0, 0.0), audit(1.0, 0.0)])), (2, 0, 1.0));
+        assert_eq!(mean(with(vec![audit(1.0, 0.0), failed()])), (2, 1, 0.95 * 0.5));
+        assert_eq!(mean(with(vec![failed(), failed()])), (2, 2, 0.0));
+        assert_eq!(mean(vec![failed()]), (1, 1, 0.0));
     }
 }

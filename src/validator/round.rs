@@ -3,17 +3,20 @@
 //! Asking → comparing → (reference) → scored. Answers that disagree, and lone ones, are always settled by
 //! this validator's own engine; answers that agree are checked against it now and then, so that two miners
 //! who are wrong in the same way are found; withheld pictures always are.
+//!
+//! An audit is a round of one miner: asking → auditing, by a reference or by steps of its trajectory → scored,
+//! 1 or 0.
 
 use std::{sync::Arc, time::Duration};
 
-use argus_protocols::{Hotkey, SignedReceipt, TaskKind};
+use argus_protocols::{Commitment, Hotkey, SignedReceipt, TaskKind};
 use serde::{Deserialize, Serialize};
 
 use super::{
     period::PeriodId,
     select::{Failure, Held},
 };
-use crate::verify::{Comparison, Entry, Scoring, Verdict};
+use crate::verify::{Comparison, Entry, Scoring, Verdict, trajectory::Finding};
 
 /// Unique while the process lives.
 pub type RoundId = u64;
@@ -24,6 +27,8 @@ pub type RoundId = u64;
 pub enum Origin {
     Synthetic,
     Organic,
+    /// Asked of one miner alone, to be checked by this validator itself.
+    Audit,
 }
 
 /// A score as it is stored, with the receipt that backs it beside it.
@@ -41,6 +46,9 @@ pub struct ScoreRow {
     pub verdict: String,
     /// Time to the answer; of a failure 0.
     pub elapsed_ms: u64,
+    /// Answers that count for nothing since this failed audit stands for them.
+    #[serde(default)]
+    pub voids: f64,
 }
 
 impl ScoreRow {
@@ -48,10 +56,40 @@ impl ScoreRow {
     pub fn is_failure(&self) -> bool {
         self.verdict != RIGHT && self.verdict != WRONG
     }
+
+    /// A right answer of a synthetic round.
+    #[cfg(test)]
+    pub(super) fn right(period: PeriodId, task: TaskKind, miner: Hotkey, score: f32) -> Self {
+        let verdict = RIGHT.to_owned();
+        let (at_ms, round, elapsed_ms, voids) = (0, 0, 0, 0.0);
+        Self {
+            period,
+            at_ms,
+            round,
+            origin: Origin::Synthetic,
+            task,
+            miner,
+            score,
+            verdict,
+            elapsed_ms,
+            voids,
+        }
+    }
+
+    /// Whether an audit was passed; `None` for what is none, or brought no answer to audit.
+    pub fn audit(&self) -> Option<bool> {
+        match self.origin {
+            Origin::Audit if self.verdict == RIGHT => Some(true),
+            Origin::Audit if self.voids > 0.0 => Some(false),
+            _ => None,
+        }
+    }
 }
 
 const RIGHT: &str = "right";
 const WRONG: &str = "wrong";
+/// The miner did not open what it committed to.
+const UNOPENED: &str = "unopened";
 
 /// A score on its way to the store.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +105,8 @@ pub struct Reply {
     /// From the query until the answer was there.
     pub elapsed: Duration,
     pub receipt: Arc<SignedReceipt>,
+    /// What the receipt commits to.
+    pub trajectory: Option<Commitment>,
 }
 
 /// How a query ended.
@@ -92,6 +132,7 @@ enum Stage {
     Asking,
     Comparing,
     Referencing,
+    Auditing,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +142,8 @@ pub struct Round {
     pub task: TaskKind,
     /// An organic answer that is not to be checked: only a failure is scored.
     pub unchecked: bool,
+    /// Of an audit: how many answers a failure voids.
+    pub stands_for: f64,
     pub started_ms: u64,
     contestants: Vec<Contestant>,
     stage: Stage,
@@ -112,6 +155,11 @@ pub enum Next {
     Wait,
     Compare,
     Reference,
+    /// The only answer is to be audited, one way or the other.
+    Audit {
+        miner: Hotkey,
+        commitment: Option<Commitment>,
+    },
     /// Scores, in no order; a miner that was excused has none.
     Done(Vec<Scored>),
 }
@@ -131,12 +179,22 @@ pub struct Scored {
     pub verdict: &'static str,
     pub elapsed: Duration,
     pub receipt: Option<Arc<SignedReceipt>>,
+    pub voids: f64,
 }
 
 impl Round {
     pub fn new(id: RoundId, origin: Origin, task: TaskKind, miners: &[Hotkey], now_ms: u64) -> Self {
         let contestants = miners.iter().map(|&miner| Contestant { miner, state: State::Pending }).collect();
-        Self { id, origin, task, unchecked: false, started_ms: now_ms, contestants, stage: Stage::Asking }
+        Self {
+            id,
+            origin,
+            task,
+            unchecked: false,
+            stands_for: 0.0,
+            started_ms: now_ms,
+            contestants,
+            stage: Stage::Asking,
+        }
     }
 
     /// Miners whose answer is still awaited.
@@ -180,9 +238,19 @@ impl Round {
         match self.answered() {
             0 => Next::Done(self.failures()),
             _ if self.unchecked => Next::Done(Vec::new()),
-            1 => self.enter(Stage::Referencing, Next::Reference),
+            1 => match self.only_answer().filter(|_| self.origin == Origin::Audit) {
+                Some((miner, commitment)) => self.enter(Stage::Auditing, Next::Audit { miner, commitment }),
+                None => self.enter(Stage::Referencing, Next::Reference),
+            },
             _ => self.enter(Stage::Comparing, Next::Compare),
         }
+    }
+
+    fn only_answer(&self) -> Option<(Hotkey, Option<Commitment>)> {
+        self.contestants.iter().find_map(|c| match &c.state {
+            State::Answered(reply) => Some((c.miner, reply.trajectory)),
+            _ => None,
+        })
     }
 
     fn enter(&mut self, stage: Stage, next: Next) -> Next {
@@ -199,6 +267,30 @@ impl Round {
         }
     }
 
+    /// The audit is made by a reference.
+    pub fn reproduce(&mut self) {
+        if self.stage == Stage::Auditing {
+            self.stage = Stage::Referencing;
+        }
+    }
+
+    /// The audit by trajectory is over; `None`: it could not be made here, and nobody is judged.
+    pub fn audited(&mut self, found: Option<Finding>, scoring: &Scoring) -> Next {
+        if self.stage != Stage::Auditing {
+            return Next::Wait;
+        }
+        let verdict = match found {
+            None => return self.without_reference(),
+            Some(Finding::Sound) => Verdict::Right,
+            Some(Finding::False(_) | Finding::Unopened) => Verdict::Wrong { similarity: 0.0 },
+        };
+        let mut scores = self.scores(scoring, |_| verdict);
+        if found == Some(Finding::Unopened) {
+            scores.iter_mut().for_each(|scored| scored.verdict = UNOPENED);
+        }
+        Next::Done(scores)
+    }
+
     /// The answers were compared with the reference; `None` for one that cannot be read.
     pub fn referenced(&mut self, found: &[(Hotkey, Option<Comparison>)], scoring: &Scoring) -> Next {
         if self.stage != Stage::Referencing {
@@ -206,6 +298,8 @@ impl Round {
         }
         let verdict = |miner: &Hotkey| match found.iter().find(|(of, _)| of == miner) {
             Some((_, Some(comparison))) if comparison.same => Verdict::Right,
+            // In an audit nothing short of right is worth anything.
+            Some((_, Some(_))) if self.origin == Origin::Audit => Verdict::Wrong { similarity: 0.0 },
             Some((_, Some(comparison))) => Verdict::Wrong { similarity: comparison.similarity },
             _ => Verdict::Failed,
         };
@@ -225,6 +319,7 @@ impl Round {
                 verdict: failure.label(),
                 elapsed: Duration::ZERO,
                 receipt: None,
+                voids: 0.0,
             }),
             _ => None,
         };
@@ -254,7 +349,10 @@ impl Round {
                     (State::Failed(failure), _) => (failure.label(), None),
                     (State::Pending | State::Excused, _) => unreachable!("filtered out above"),
                 };
-                Scored { miner: contestant.miner, score, verdict, elapsed: entry.elapsed, receipt }
+                // An answer that failed its audit, as opposed to none.
+                let is_false = receipt.is_some() && entry.verdict != Verdict::Right;
+                let voids = if is_false { self.stands_for } else { 0.0 };
+                Scored { miner: contestant.miner, score, verdict, elapsed: entry.elapsed, receipt, voids }
             })
             .collect()
     }

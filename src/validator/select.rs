@@ -1,6 +1,6 @@
 //! Which miners are asked.
 //!
-//! Synthetic rounds go to the miner asked least, ties by lot, and to one other by lot, so that over time all
+//! Synthetic rounds go to the miner asked least, ties by lot, and unless they are audits to one other by lot, so that over time all
 //! are measured alike and nobody can foresee their rival. Organic queries go to the best that has room: of
 //! those whose recent score is near the best, the one with the shortest wait, never one of the worst tenth
 //! while others are there. A miner that keeps
@@ -299,27 +299,21 @@ impl Miners {
         least
     }
 
-    /// The miners of a synthetic round, `wanted` at most: the one asked least first, the others by lot.
+    /// The miner whose turn it is in a synthetic round: the one asked least, ties by lot.
     pub fn for_round(
         &mut self,
         task: TaskKind,
         model: &str,
-        wanted: usize,
         now_ms: u64,
         rng: &mut impl Rng,
-    ) -> Vec<Hotkey> {
+    ) -> Option<Hotkey> {
         let free = |(_, miner): &(&Hotkey, &Miner)| miner.has_room(task, model, 1, now_ms);
         let mut free: Vec<(Hotkey, u64)> =
             self.0.iter().filter(free).map(|(h, m)| (*h, m.asked.get(&task).copied().unwrap_or(0))).collect();
         free.shuffle(rng);
-        let Some(least) = free.iter().enumerate().min_by_key(|(_, (_, asked))| *asked).map(|(i, _)| i) else {
-            return Vec::new();
-        };
-        free.swap(0, least);
-        free.truncate(wanted);
-        let chosen: Vec<Hotkey> = free.into_iter().map(|(hotkey, _)| hotkey).collect();
-        chosen.iter().for_each(|miner| self.asked(miner, task));
-        chosen
+        let (least, _) = free.into_iter().min_by_key(|(_, asked)| *asked)?;
+        self.asked(&least, task);
+        Some(least)
     }
 
     /// The best miner for an organic query that was not tried yet. `quality`: recent mean score.
@@ -362,7 +356,7 @@ impl Miners {
         NoRoom { retry_after_ms: soonest.map(|pause| pause.clamp(1_000, REST_LONGEST_MS)) }
     }
 
-    /// Somebody to compare an organic answer with, by lot.
+    /// Somebody to compare an answer with, by lot.
     pub fn rival(
         &mut self,
         task: TaskKind,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use argus_protocols::TaskKind;
 use serde::{Deserialize, Serialize};
 
-use super::period;
+use super::{audits, period};
 use crate::verify::{Scoring, Thresholds};
 
 /// One task that is scored and paid for.
@@ -34,6 +34,7 @@ pub struct Settings {
     pub checked_agreements: f64,
     /// The share of organic answers that are compared and scored.
     pub checked_organic: f64,
+    pub audits: audits::Settings,
     /// Miners tried for one organic query before it fails.
     pub organic_attempts: u32,
     /// How long a miner may take to accept a query, milliseconds.
@@ -55,6 +56,7 @@ impl Default for Settings {
             thresholds: Thresholds::default(),
             checked_agreements: 0.05,
             checked_organic: 0.1,
+            audits: audits::Settings::default(),
             organic_attempts: 4,
             first_byte_ms: 5_000,
             idle_ms: 20_000,
@@ -74,6 +76,7 @@ impl Settings {
         self.periods.validate().map_err(SettingsError)?;
         self.scoring.validate().map_err(SettingsError)?;
         self.thresholds.validate().map_err(SettingsError)?;
+        self.audits.validate().map_err(SettingsError)?;
         for (name, share) in
             [("checked_agreements", self.checked_agreements), ("checked_organic", self.checked_organic)]
         {

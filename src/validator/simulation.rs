@@ -8,16 +8,22 @@ use std::{
     time::Duration,
 };
 
-use argus_protocols::{Reason, Signature, SignedReceipt};
+use argus_protocols::{Capability, Commitment, Reason, Signature, SignedReceipt};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    super::{period, round::Reply, round::Score},
+    super::{
+        period::{self, Tallies},
+        round::{Reply, Score, ScoreRow},
+        weights::Included,
+    },
     *,
 };
-use crate::verify::score::HIGHEST;
+use crate::verify::{Comparison, score::HIGHEST, trajectory::Finding};
 
 const MODEL: &str = "simulated";
+/// Steps of a picture.
+const RUN: u32 = 20;
 const TICK_MS: u64 = 500;
 const BLOCK_MS: u64 = 12_000;
 const START_MS: u64 = 1_700_000_123_000;
@@ -36,6 +42,12 @@ enum Habit {
     FewerSteps,
     /// The same wrong answer as the other colluders.
     Colluding,
+    /// Hands on what a rival answers, and has no device of its own.
+    Relaying,
+    /// Takes so many of the [`RUN`] steps without asking the network.
+    Skipping {
+        skipped: u32,
+    },
     Dead,
     /// Answers three of ten, and lets the others time out.
     Flaky,
@@ -58,13 +70,28 @@ impl Habit {
         CHEATS.contains(&self)
     }
 
-    fn act(self, since_start_ms: u64, rng: &mut StdRng) -> (u64, Result<Answer, Failure>) {
+    /// Whether any of these steps is among those that it skips.
+    fn skips(self, steps: &[u32]) -> bool {
+        matches!(self, Habit::Skipping { skipped } if steps.iter().any(|step| *step < skipped))
+    }
+
+    fn commits(self) -> bool {
+        !matches!(self, Habit::Relaying)
+    }
+
+    /// `alone`: nobody else got the request.
+    fn act(self, since_start_ms: u64, alone: bool, rng: &mut StdRng) -> (u64, Result<Answer, Failure>) {
         let unique = rng.random_range(2..u64::MAX);
         let wrong = |similarity| Ok(Answer { content: unique, similarity });
         match self {
             Habit::Honest { mean_ms } => (rng.random_range(mean_ms * 9 / 10..mean_ms * 11 / 10), Ok(RIGHT)),
             Habit::LateToHear if since_start_ms < 5_000 => (5, Err(Failure::Rejected(Reason::Unauthorised))),
             Habit::LateToHear => (rng.random_range(1_800..2_200), Ok(RIGHT)),
+            // The rival's answer; where there is none to copy, something.
+            Habit::Relaying if alone => (2_000, wrong(0.1)),
+            Habit::Relaying => (rng.random_range(1_900..2_300), Ok(RIGHT)),
+            // So well that its picture passes for the right one, in less time.
+            Habit::Skipping { skipped } => (2_000 * u64::from(RUN - skipped) / u64::from(RUN), Ok(RIGHT)),
             Habit::Noise => (50, wrong(rng.random_range(0.0..0.02))),
             Habit::Cached => (20, wrong(rng.random_range(0.0..0.2))),
             Habit::FewerSteps => (1_000, wrong(rng.random_range(0.2..0.49))),
@@ -116,6 +143,8 @@ struct Simulation {
     miners: BTreeMap<Hotkey, Habit>,
     answers: BTreeMap<(RoundId, Hotkey), Answer>,
     asked: BTreeMap<Hotkey, u64>,
+    /// Whether the query that is being sent goes to nobody else.
+    alone: bool,
     disk: Disk,
     chain_down: bool,
     alarms: usize,
@@ -144,6 +173,7 @@ impl Simulation {
             miners,
             answers: BTreeMap::new(),
             asked: BTreeMap::new(),
+            alone: false,
             disk: Disk::default(),
             chain_down: false,
             alarms: 0,
@@ -233,7 +263,23 @@ impl Simulation {
                 };
                 self.schedule(20, Event::LookedUp { miner, found: Ok(Some(vec![capability])) });
             }
-            Action::Ask { round, miners, .. } => miners.into_iter().for_each(|miner| self.ask(round, miner)),
+            Action::Ask { round, miners, .. } => {
+                self.alone = miners.len() == 1;
+                miners.into_iter().for_each(|miner| self.ask(round, miner));
+                self.alone = false;
+            }
+            Action::Audit { round, miner, steps, .. } => {
+                let right = self.answers.get(&(round, miner)).is_some_and(|answer| answer.content == 0);
+                let skipped = self.miners[&miner].skips(&steps);
+                let found = match right && !skipped {
+                    true => Finding::Sound,
+                    false if self.rng.random_bool(0.5) => Finding::Unopened,
+                    false => Finding::False("simulated"),
+                };
+                // Now and then this validator's own engine fails.
+                let found = (!self.rng.random_bool(0.01)).then_some(found);
+                self.schedule(200, Event::Audited { round, found });
+            }
             Action::Compare(round) => {
                 let answers = self.answers_of(round);
                 let agree = answers.windows(2).all(|pair| pair[0].1.content == pair[1].1.content);
@@ -254,7 +300,7 @@ impl Simulation {
                 for Score { row, receipt } in &scores {
                     let range = format!("seed {}: a score of {}", self.seed, row.score);
                     assert!((0.0..=HIGHEST).contains(&row.score), "{range}");
-                    let answered = row.verdict == "right" || row.verdict == "wrong";
+                    let answered = ["right", "wrong", "unopened"].contains(&row.verdict.as_str());
                     assert_eq!(receipt.is_some(), answered, "seed {}: {row:?}", self.seed);
                     self.disk.receipts += usize::from(receipt.is_some());
                     self.disk.rows.entry(row.period).or_default().push(row.clone());
@@ -279,11 +325,13 @@ impl Simulation {
 
     fn ask(&mut self, round: RoundId, miner: Hotkey) {
         *self.asked.entry(miner).or_default() += 1;
-        let (after, answer) = self.miners[&miner].act(self.now_ms - START_MS, &mut self.rng);
+        let habit = self.miners[&miner];
+        let (after, answer) = habit.act(self.now_ms - START_MS, self.alone, &mut self.rng);
         let receipt = SignedReceipt { receipt: Vec::new(), signature: Signature([0; 64]) };
         let outcome = answer.map(|answer| {
             self.answers.insert((round, miner), answer);
-            Reply { elapsed: Duration::from_millis(after), receipt: Arc::new(receipt) }
+            let trajectory = habit.commits().then_some(Commitment { root: [0; 32], states: RUN + 1 });
+            Reply { elapsed: Duration::from_millis(after), receipt: Arc::new(receipt), trajectory }
         });
         self.schedule(after, Event::Answered { round, miner, outcome });
     }
@@ -369,8 +417,16 @@ fn settings(seconds: u32) -> Settings {
     }
 }
 
-const CHEATS: [Habit; 6] =
-    [Habit::Noise, Habit::Cached, Habit::FewerSteps, Habit::Colluding, Habit::Dead, Habit::AlwaysBusy];
+const CHEATS: [Habit; 8] = [
+    Habit::Noise,
+    Habit::Cached,
+    Habit::FewerSteps,
+    Habit::Colluding,
+    Habit::Relaying,
+    Habit::Skipping { skipped: RUN / 2 },
+    Habit::Dead,
+    Habit::AlwaysBusy,
+];
 
 /// `honest` of equal hardware, `each` of every cheat.
 fn population(honest: usize, each: usize) -> Vec<Habit> {
@@ -509,4 +565,61 @@ fn clients_get_honest_miners_and_leave_nothing_behind() {
         );
         assert!(simulation.answers.is_empty(), "seed {seed}: answers are kept");
     }
+}
+
+/// Income of cheats whose pictures pass every comparison, per unit of an honest miner's income: below what
+/// their work costs, so that honest work pays better.
+#[test]
+fn skipping_and_relaying_earn_less_than_they_save() {
+    let cheats = [2, 5, 10, 16].map(|skipped| Habit::Skipping { skipped });
+    let habits: Vec<Habit> = population(40, 0)
+        .into_iter()
+        .chain(cheats.into_iter().chain([Habit::Relaying]).cycle().take(15))
+        .collect();
+    for seed in 80..83 {
+        let mut settings = settings(1200);
+        // Ties, so that being fast for skipping steps brings nothing either way.
+        settings.scoring.tie_ms = 60_000;
+        let mut simulation = Simulation::new(seed, settings, &habits);
+        simulation.run_until(simulation.end_of_period(5) + 40_000);
+        let standings = simulation.core.periods().standings(TaskKind::TextToImage);
+        let mean = |habit: Habit| {
+            let of = simulation.miners.iter().filter(|(_, of)| **of == habit);
+            let all: Vec<f64> = of.map(|(miner, _)| standings.get(miner).copied().unwrap_or(0.0)).collect();
+            all.iter().sum::<f64>() / all.len() as f64
+        };
+        let honest = mean(Habit::Honest { mean_ms: 2_000 });
+        for cheat in cheats {
+            let Habit::Skipping { skipped } = cheat else { unreachable!() };
+            let (income, cost) = (mean(cheat) / honest, 1.0 - f64::from(skipped) / f64::from(RUN));
+            println!("seed {seed}: {skipped} of {RUN} steps skipped earn {income:.2} at a cost of {cost:.2}");
+            assert!(income < cost, "seed {seed}: {cheat:?} earns {income} at a cost of {cost}");
+        }
+        let relayed = mean(Habit::Relaying) / honest;
+        println!("seed {seed}: relaying earns {relayed:.2}");
+        assert!(relayed < 0.2, "seed {seed}: relaying earns {relayed}");
+        let honest_fail = |(miner, habit): (&Hotkey, &Habit)| {
+            matches!(habit, Habit::Honest { .. }) && simulation.core.audits().record(miner).failed > 0
+        };
+        assert!(!simulation.miners.iter().any(honest_fail), "seed {seed}: an honest miner failed an audit");
+        let counters = simulation.core.counters();
+        assert!(counters.steps_retaken * 9 < counters.steps_audited, "{counters:?}");
+        assert!(counters.audits > 500 && counters.trajectories > 300, "{counters:?}");
+    }
+}
+
+#[test]
+fn doubt_outlives_a_restart() {
+    let mut simulation = Simulation::new(90, settings(300), &population(10, 0));
+    let cheat = *simulation.miners.keys().next().unwrap();
+    simulation.miners.insert(cheat, Habit::Skipping { skipped: RUN });
+    simulation.run_until(simulation.end_of_period(0) + 40_000);
+    assert!(simulation.core.audits().record(&cheat).doubted_for > 0);
+    simulation.restart();
+    simulation.run_until(simulation.now_ms + 1_000);
+    assert!(simulation.core.audits().record(&cheat).doubted_for > 0, "of closed periods");
+    let passed = |simulation: &Simulation| {
+        simulation.miners.keys().map(|miner| simulation.core.audits().record(miner).passed).sum::<u64>()
+    };
+    assert!(passed(&simulation) > 0);
 }

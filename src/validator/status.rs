@@ -7,6 +7,7 @@ use argus_protocols::{Hotkey, TaskKind};
 use serde::Serialize;
 
 use super::{
+    audits::Record,
     core::{Core, Counters},
     driver::Driver,
     period::{PeriodId, Tallies},
@@ -49,9 +50,19 @@ pub struct MinerReport {
     pub failures: BTreeMap<&'static str, u64>,
     pub latency_ms: BTreeMap<TaskKind, u64>,
     pub in_flight: u32,
+    pub audits: AuditReport,
     /// Not asked before this, Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rests_until_ms: Option<u64>,
+}
+
+/// What a miner's solo audits showed since this validator began, or as far back as periods are kept.
+#[derive(Clone, Debug, Serialize)]
+pub struct AuditReport {
+    #[serde(flatten)]
+    pub record: Record,
+    /// The share of its synthetic queries that are audits.
+    pub share: f64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -101,6 +112,7 @@ pub(super) fn report(core: &Core, now_ms: u64) -> Report {
         failures: miner.failures().clone(),
         latency_ms: miner.latency_ms().iter().map(|(task, ms)| (*task, ms.round() as u64)).collect(),
         in_flight: miner.in_flight(),
+        audits: AuditReport { record: core.audits().record(hotkey), share: core.audits().share(hotkey) },
         rests_until_ms: Some(miner.rests_until_ms()).filter(|until| *until > now_ms),
     };
     let mut miners: Vec<MinerReport> = core.miners().iter().map(miner).collect();

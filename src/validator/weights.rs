@@ -237,7 +237,10 @@ impl Submission {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::period, *};
+    use super::{
+        super::{period, round::ScoreRow},
+        *,
+    };
 
     fn miner(n: u8) -> Hotkey {
         Hotkey::from_bytes([n; 32])
@@ -249,9 +252,9 @@ mod tests {
     fn tasks_are_normalised_before_their_shares_are_added() {
         let mut periods = Periods::new(period::Settings { seconds: 10, kept: 3 });
         for _ in 0..3 {
-            periods.add(0, TaskKind::TextToImage, miner(1), 1.0, false);
-            periods.add(0, TaskKind::TextToImage, miner(2), 0.5, false);
-            periods.add(0, TaskKind::ImageEmbedding, miner(2), 1.0, false);
+            periods.add(&ScoreRow::right(0, TaskKind::TextToImage, miner(1), 1.0));
+            periods.add(&ScoreRow::right(0, TaskKind::TextToImage, miner(2), 0.5));
+            periods.add(&ScoreRow::right(0, TaskKind::ImageEmbedding, miner(2), 1.0));
         }
         periods.advance(10_000, &BTreeSet::new());
         let incentive = BTreeMap::from([(TaskKind::TextToImage, 0.6), (TaskKind::ImageEmbedding, 0.4)]);

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod reward;
 pub mod ruler;
 pub mod score;
+pub mod trajectory;
 
 pub use compare::{Comparison, Evidence, EvidenceError, Thresholds, compare};
 pub use ruler::Ruler;

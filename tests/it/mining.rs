@@ -10,10 +10,11 @@ use argus::{
 };
 use argus_models::{
     Registry as Models,
+    diffusion::{Audited, Deviation},
     engine::{Engine, EngineConfig},
 };
 use argus_protocols::{
-    Answer, Capability, HotkeyPair, Multiaddr, Reason, Record, Role, SignedRecord, Task, TaskKind,
+    Answer, Capability, Challenge, Commitment, HotkeyPair, Multiaddr, Reason, Record, Role, SignedRecord, Task, TaskKind,
     query::Deadlines,
     task::{Generation, Start},
 };
@@ -40,6 +41,8 @@ struct Network {
     chain: Arc<dyn Chain>,
     client: dev::Client,
     miner: Peer,
+    /// The miner's engine.
+    jobs: Jobs,
     metrics: Registry,
     mining: JoinHandle<Result<(), miner::MinerError>>,
     stop_mining: CancellationToken,
@@ -99,14 +102,15 @@ impl Network {
         let ids = models.models().iter().map(|spec| spec.id.clone()).collect();
         let engine =
             tokio::task::spawn_blocking(move || Engine::start(&EngineConfig::on_processor(ids), &models));
-        let jobs: Arc<dyn Backend> = Arc::new(Jobs::new(engine.await.unwrap().unwrap()).await.unwrap());
+        let jobs = Jobs::new(engine.await.unwrap().unwrap()).await.unwrap();
+        let backend: Arc<dyn Backend> = Arc::new(jobs.clone());
         let (capabilities, mut warm) = watch::channel(Vec::new());
         let mut metrics = Registry::default();
         let counted = miner::Metrics::new(&mut metrics);
         let stop_mining = CancellationToken::new();
         let mining = tokio::spawn(miner::run(
             settings,
-            jobs,
+            backend,
             net.queries,
             watch,
             NETUID,
@@ -127,7 +131,7 @@ impl Network {
             expires_at_ms: argus::clock::unix_ms() + 3_600_000,
         };
         miner.handle.publish(SignedRecord::sign(&record, &miner.pair).unwrap()).await.unwrap();
-        Self { chain, client, miner, metrics, mining, stop_mining, shutdown, _folder: folder }
+        Self { chain, client, miner, jobs, metrics, mining, stop_mining, shutdown, _folder: folder }
     }
 
     async fn validator(&self) -> Peer {
@@ -320,4 +324,65 @@ async fn a_miner_that_shuts_down_ends_what_runs_and_cancels_what_waits() {
         assert!(begun.elapsed() < PATIENCE, "the miner does not end");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a miner commits to it can open, and an engine takes the steps between again to the bit; a run that is
+/// not asked about is forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pictures_run_can_be_audited() {
+    let trajectories = miner::trajectory::Settings { memory_mib: 1 };
+    let network = Network::start(miner::Settings { trajectories, ..Default::default() }).await;
+    let validator = network.validator().await;
+    network.permit(&validator).await;
+    let begun = Instant::now();
+    while let Err(error) = network.ask(&validator, &apple(1)).await {
+        assert!(begun.elapsed() < PATIENCE, "still refused: {error}");
+    }
+    let task = apple(6);
+    let asked = || validator.handle.query_to_audit(network.query(&task, 60_000), |_| {});
+    let (answered, auditor) = asked().await.unwrap();
+    let commitment = answered.receipt.trajectory.expect("a picture by diffusion");
+    assert_eq!(commitment.steps(), 6);
+    let challenge = Challenge::of_steps(&[1, 4], &commitment);
+    let opening = auditor.unwrap().challenge(&challenge).await.unwrap();
+    let opened = opening.verify(&challenge, &commitment).unwrap();
+    let answer = || Answer::from_bytes(&answered.body).unwrap();
+    let audit = |opened, states| {
+        let (jobs, task) = (network.jobs.clone(), task.clone());
+        let answer = answer();
+        async move { jobs.audit(&task, answer, opened, &[1, 4], states).await.unwrap() }
+    };
+    let Audited::Checked(found) = audit(opened.clone(), commitment.states).await else { panic!() };
+    assert_eq!((found.farthest(), found.picture), (Deviation::NONE, 0.0), "{found:?}");
+    // States of the same run in each other's places.
+    let mut swapped = opened.clone();
+    let (first, last) = (swapped[1].1.clone(), swapped.len() - 2);
+    swapped[1].1 = std::mem::replace(&mut swapped[last].1, first);
+    let Audited::Checked(found) = audit(swapped, commitment.states).await else { panic!() };
+    assert!(found.farthest() > Deviation(0.1), "{found:?}");
+    assert!(matches!(audit(opened, commitment.states + 1).await, Audited::Unfit(_)));
+
+    // Nobody asks: the miner waits no longer than the validator keeps the stream. A tiny shelf has room for
+    // four runs at once, so this many in a row only fit if each is given back.
+    for _ in 0..6 {
+        let (answered, _) = asked().await.unwrap();
+        assert!(answered.receipt.trajectory.is_some());
+    }
+    // With no memory for it nothing is committed to.
+    let none = Network::start(miner::Settings {
+        trajectories: miner::trajectory::Settings { memory_mib: 0 },
+        ..Default::default()
+    })
+    .await;
+    let validator = none.validator().await;
+    none.permit(&validator).await;
+    let begun = Instant::now();
+    let answered = loop {
+        match validator.handle.query_to_audit(none.query(&apple(2), 60_000), |_| {}).await {
+            Ok(answered) => break answered,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "still refused: {error}"),
+        }
+    };
+    assert_eq!(answered.0.receipt.trajectory, None::<Commitment>);
+    assert!(answered.1.is_none());
 }

@@ -128,6 +128,74 @@ async fn cheats_end_below_every_honest_miner() {
     net.stop().await;
 }
 
+/// Pictures alone, and half of the queries are audits: enough of them in a minute.
+#[cfg(feature = "adversary")]
+const AUDITED: &str = r#"
+[net]
+dht = "server"
+use_relays = false
+
+[engine]
+models = ["argus-tiny"]
+
+[validator]
+tasks = [{ task = "text-to-image", model = "argus-tiny", incentive = 1.0, interval_ms = 2_000 }]
+periods = { seconds = 20, kept = 30 }
+audits = { share = 0.5, reproduced = 0.2 }
+"#;
+
+/// A chain of made-up states, a cached answer with its own chain, and an answer handed on from another miner:
+/// each fails audits, is in doubt and ends below the honest ones, who fail none.
+#[cfg(feature = "adversary")]
+#[tokio::test(flavor = "multi_thread")]
+async fn audits_catch_made_up_runs_cached_and_relayed_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("lent");
+    let (lends, relays) = (format!("lends:{}", folder.display()), format!("relay:{}", folder.display()));
+    let honest: [&[&str]; 2] = [&["--dishonest", &lends], &[]];
+    let cheats: [&[&str]; 3] =
+        [&["--dishonest", "skipped-steps"], &["--dishonest", "cached"], &["--dishonest", &relays]];
+    let miners: Vec<&[&str]> = honest.iter().chain(&cheats).copied().collect();
+    let net = start(options(&dir.path().join("net"), &miners, AUDITED)).await;
+    let validator = &net.validators[0].dir;
+    let audits = |work: &Value, place: usize, what: &str| {
+        of(&work["report"]["miners"], &net.miners[place].hotkey)?["audits"][what].as_u64()
+    };
+    let enough = |work: &Value, place: usize| match place < honest.len() {
+        true => audits(work, place, "passed") >= Some(3),
+        false => audits(work, place, "failed") >= Some(2),
+    };
+    let work = wait_for("verdicts of audits", Duration::from_secs(300), validator, |work| {
+        (0..miners.len()).all(|place| enough(work, place)).then(|| work.clone())
+    })
+    .await;
+    for place in 0..honest.len() {
+        assert_eq!(audits(&work, place, "failed"), Some(0), "{work:#}");
+    }
+    for place in honest.len()..miners.len() {
+        assert!(audits(&work, place, "doubted_for") > Some(0), "{work:#}");
+        assert_eq!(audits(&work, place, "passed").filter(|passed| *passed > 1), None, "{work:#}");
+    }
+    let counters = &work["report"]["counters"];
+    let count = |name: &str| counters[name].as_u64().unwrap();
+    assert!(count("trajectories") >= 3, "{counters}");
+    assert!(count("steps_retaken") < count("steps_audited"), "{counters}");
+    // And it shows where it counts.
+    let score =
+        |work: &Value, place: usize| of(&work["miners"], &net.miners[place].hotkey)?["score"].as_f64();
+    let first = work["period"]["number"].as_u64().unwrap();
+    let work = wait_for("scores of a period with audits", Duration::from_secs(120), validator, |work| {
+        let over = work["period"]["number"].as_u64()? >= first + 2;
+        (over && (0..miners.len()).all(|place| score(work, place).is_some())).then(|| work.clone())
+    })
+    .await;
+    let all: Vec<f64> = (0..miners.len()).map(|place| score(&work, place).unwrap()).collect();
+    let (honest, cheats) = all.split_at(honest.len());
+    let worst = honest.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(cheats.iter().all(|score| *score < 0.5 * worst), "{all:?}; {work:#}");
+    net.stop().await;
+}
+
 async fn picture(api: &str, key: &str, request: &Request) -> Result<Vec<u8>, ClientError> {
     let client = Client::new(api, Some(key.to_owned()));
     client.generate(request, |_| {}).await.map(|generated| generated.png)

@@ -7,8 +7,8 @@ use super::canvas::{Canvas, Masks, resized};
 use super::contracting::{Conditioning, TextConditioning};
 use super::control::{ControlNet, Residuals};
 use super::request::{Control, ControlKind, Generate};
-use super::scheduler::{Plan, Step, StepNoise};
-use super::{GenerateError, Pipeline, StepControl, finite, invalid};
+use super::scheduler::{Plan, Run, Step, StepNoise};
+use super::{GenerateError, Pipeline, StepControl, finite, invalid, trajectory};
 use crate::layers::FeatureMap;
 use crate::noise;
 use crate::picture::RgbPicture;
@@ -39,7 +39,7 @@ impl Draws {
 }
 
 /// What stays the same through all steps of a run.
-struct Scene<'a> {
+pub(super) struct Scene<'a> {
     conditioning: Conditioning,
     /// Whether the negative prompt is asked too.
     is_guided: bool,
@@ -88,30 +88,46 @@ impl Pipeline {
         step_noise: &mut dyn StepNoise,
         control: &mut (dyn StepControl + Send),
     ) -> Result<Vec<f32>, GenerateError> {
-        let begin = canvas.map_or(0, |canvas| plan.begin_at_strength(canvas.strength));
+        let begin = trajectory::begin_of(canvas, plan);
         let of = plan.steps.len() - begin;
         if control.step(0, of).is_break() {
             return Err(GenerateError::Cancelled { done: 0, of });
         }
         let (mut latents, scene) = self.set_out(request, canvas, plan, draws)?;
         let mut run = plan.begin(begin);
-        for (done, step) in plan.steps[begin..].iter().enumerate() {
+        for done in 0..of {
             if done > 0 && control.step(done, of).is_break() {
                 return Err(GenerateError::Cancelled { done, of });
             }
-            let prediction = self.predict(request, &scene, step, &latents)?;
-            run.step(&mut latents, &prediction, step_noise);
-            if let Some(kept) = &scene.kept {
-                kept.put_back(&mut latents, plan, begin + done + 1);
-            }
+            control.record(&|| trajectory::encode(&latents, &run));
+            self.take_step(request, &scene, &mut run, &mut latents, step_noise)?;
         }
+        control.record(&|| trajectory::encode(&latents, &run));
         // A last word so that progress ends at 100 %; the picture is as good as made.
         let _ = control.step(of, of);
         finite(latents)
     }
 
+    /// Takes the next step of a run.
+    pub(super) fn take_step(
+        &self,
+        request: &Generate,
+        scene: &Scene,
+        run: &mut Run,
+        latents: &mut [f32],
+        step_noise: &mut dyn StepNoise,
+    ) -> Result<(), GenerateError> {
+        let Some(step) = run.next_step() else { return Ok(()) };
+        let prediction = self.predict(request, scene, step, latents)?;
+        run.step(latents, &prediction, step_noise);
+        if let Some(kept) = &scene.kept {
+            kept.put_back(latents, run.plan(), run.next());
+        }
+        Ok(())
+    }
+
     /// The latents before the first step, and what all steps need.
-    fn set_out<'a>(
+    pub(super) fn set_out<'a>(
         &'a self,
         request: &Generate,
         canvas: Option<&Canvas>,
@@ -218,7 +234,7 @@ impl Pipeline {
     }
 
     /// What the network says of latents at a step, after guidance.
-    fn predict(
+    pub(super) fn predict(
         &self,
         request: &Generate,
         scene: &Scene,

@@ -16,6 +16,7 @@ mod prompt;
 mod request;
 pub(crate) mod scheduler;
 mod tiles;
+pub(crate) mod trajectory;
 mod transformer;
 mod unet;
 pub(crate) mod vae;
@@ -39,6 +40,7 @@ use serde::Deserialize;
 
 pub use request::{Control, ControlKind, Generate, MAX_CONTROL_SCALE, MAX_CONTROLS, Mask, Pads, Start};
 pub use scheduler::{SchedulerError, SchedulerKind};
+pub use trajectory::{Audited, Deviation, Deviations, Shown};
 
 use crate::loader::{LoadError, ModelFiles};
 use crate::noise;
@@ -71,6 +73,10 @@ const DEPTH_ESTIMATOR: &str = "depth_estimator";
 pub trait StepControl {
     /// Called before the first step with 0 and after each step with the number done.
     fn step(&mut self, done: usize, of: usize) -> ControlFlow<()>;
+
+    /// Called with each state of the sampler: before the first step and after every one. `state` encodes it,
+    /// for those who keep it (see [`trajectory`]).
+    fn record(&mut self, _state: &dyn Fn() -> Vec<u8>) {}
 }
 
 impl<F: FnMut(usize, usize) -> ControlFlow<()>> StepControl for F {

@@ -33,13 +33,16 @@ impl CancelToken {
 }
 
 /// What happens to an accepted job, in this order: at most one `Started`, any
-/// number of `Step`, exactly one `Done`.
+/// number of `Step` and `State`, exactly one `Done`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobEvent<Output = super::Output> {
     /// A replica took the job.
     Started,
     /// `step` of `of` is done, from 1.
     Step { step: u32, of: u32 },
+    /// The sampler's next state, of [`super::Job::Trace`]: the first before the first step, then one after
+    /// each.
+    State(Vec<u8>),
     /// Nothing comes after this.
     Done(Result<Output, JobError>),
 }

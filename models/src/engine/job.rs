@@ -1,7 +1,7 @@
 //! What an engine can be asked for, and what it gives.
 
 use crate::{
-    diffusion::{Generate, Start},
+    diffusion::{Audited, Generate, Shown, Start},
     features::Features,
     nsfw::NsfwScores,
     picture::RgbPicture,
@@ -22,6 +22,11 @@ pub const MAX_TEXT_BYTES: usize = crate::tokenizer::MAX_PROMPT_BYTES;
 pub enum Job {
     /// A picture by diffusion, with its file and features.
     Generate { model: ModelId, request: Generate },
+    /// The same, and each state of the sampler is reported ([`super::JobEvent::State`]) where the model's
+    /// sampler has any to show.
+    Trace { model: ModelId, request: Generate },
+    /// Some steps of somebody else's run, taken again.
+    Audit { model: ModelId, request: Generate, shown: Box<Shown> },
     /// A unit vector for each picture.
     Embed { model: ModelId, pictures: Vec<RgbPicture> },
     /// A unit vector for each text, in the space of the pictures' vectors.
@@ -48,6 +53,7 @@ pub enum Output {
     /// One for each picture, in order.
     Classes(Vec<NsfwScores>),
     Features(Features),
+    Audited(Audited),
 }
 
 impl Job {
@@ -55,6 +61,8 @@ impl Job {
     pub fn model(&self) -> Option<&ModelId> {
         match self {
             Self::Generate { model, .. }
+            | Self::Trace { model, .. }
+            | Self::Audit { model, .. }
             | Self::Upscale { model, .. }
             | Self::Classify { model, .. }
             | Self::Embed { model, .. }
@@ -67,7 +75,9 @@ impl Job {
     pub fn check(&self, registry: &Registry) -> Result<(), SubmitError> {
         let invalid = |detail: String| Err(SubmitError::InvalidParameters(detail));
         match self {
-            Self::Generate { model, request } => {
+            Self::Generate { model, request }
+            | Self::Trace { model, request }
+            | Self::Audit { model, request, .. } => {
                 let spec = find(registry, model, request.task())?;
                 if request.start != Start::Noise {
                     find(registry, model, request.start_task())?;
@@ -126,8 +136,12 @@ impl Job {
     pub fn work(&self, registry: &Registry) -> Option<f64> {
         let spec = registry.get(self.model()?.as_str())?;
         match self {
-            Self::Generate { request, .. } => {
+            Self::Generate { request, .. } | Self::Trace { request, .. } => {
                 Some(spec.picture_work(request.width, request.height, request.steps))
+            }
+            // Decoding is a step's work, or less.
+            Self::Audit { request, shown, .. } => {
+                Some(spec.picture_work(request.width, request.height, shown.steps.len() + 1))
             }
             Self::Upscale { picture, .. } => Some(spec.upscale_work(picture.width(), picture.height())),
             Self::Embed { pictures, .. } | Self::Classify { pictures, .. } => {

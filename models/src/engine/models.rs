@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 use crate::{
     clip::Clip,
     device::{DeviceError, DeviceKind},
-    diffusion::{ControlKind, Generate, GenerateError, Pipeline, SchedulerError, SchedulerKind, StepControl},
+    diffusion::{
+        Audited, ControlKind, Generate, GenerateError, Pipeline, SchedulerError, SchedulerKind, Shown,
+        StepControl,
+    },
     embedded,
     features::{Features, ImageHashes},
     kandinsky::KandinskyPipeline,
@@ -188,21 +191,39 @@ impl Models {
         })
     }
 
+    fn audit(
+        &self,
+        model: &ModelId,
+        request: &Generate,
+        shown: &Shown,
+        control: &mut Control<Output>,
+    ) -> Result<Audited, JobError> {
+        let Painter::StableDiffusion(pipeline) = self.painters.get(model).ok_or_else(|| not_loaded(model))?
+        else {
+            let why = format!("model `{model}` has no trajectories that could be audited");
+            return Err(JobError::new(JobErrorKind::Failed, why));
+        };
+        let mut steps = Steps { control, stopped: None, are_states_heard: false };
+        let result = pipeline.audit(request, shown, &mut steps);
+        match steps.stopped {
+            Some(stopped) => Err(stopped),
+            None => result.map_err(of_generation),
+        }
+    }
+
     /// Runs what makes a picture, and describes the picture.
     fn picture(
         &self,
         control: &mut Control<Output>,
+        are_states_heard: bool,
         make: impl FnOnce(&mut Steps) -> Result<RgbPicture, GenerateError>,
     ) -> Result<Output, JobError> {
-        let mut steps = Steps { control, stopped: None };
+        let mut steps = Steps { control, stopped: None, are_states_heard };
         let result = make(&mut steps);
         if let Some(stopped) = steps.stopped {
             return Err(stopped);
         }
-        let picture = result.map_err(|error| match error {
-            GenerateError::Device(error) => JobError::from_model(error),
-            other => JobError::new(JobErrorKind::Failed, other.to_string()),
-        })?;
+        let picture = result.map_err(of_generation)?;
         control.check()?;
         let features = self.features(&picture)?;
         Ok(Output::Picture { png: picture.encode_png(), picture, features })
@@ -213,11 +234,18 @@ impl Models {
         match job {
             Job::Generate { model, request } => {
                 let painter = self.painters.get(&model).ok_or_else(|| not_loaded(&model))?;
-                self.picture(control, |steps| painter.generate(&request, steps))
+                self.picture(control, false, |steps| painter.generate(&request, steps))
+            }
+            Job::Trace { model, request } => {
+                let painter = self.painters.get(&model).ok_or_else(|| not_loaded(&model))?;
+                self.picture(control, true, |steps| painter.generate(&request, steps))
+            }
+            Job::Audit { model, request, shown } => {
+                Ok(Output::Audited(self.audit(&model, &request, &shown, control)?))
             }
             Job::Upscale { model, picture, factor } => {
                 let upscaler = self.upscalers.get(&model).ok_or_else(|| not_loaded(&model))?;
-                self.picture(control, |steps| upscaler.upscale(&picture, factor, steps))
+                self.picture(control, false, |steps| upscaler.upscale(&picture, factor, steps))
             }
             Job::Classify { model, pictures } => {
                 let classifier = self.classifiers.get(&model).ok_or_else(|| not_loaded(&model))?;
@@ -270,6 +298,13 @@ fn not_loaded(model: &ModelId) -> JobError {
     JobError::new(JobErrorKind::Failed, format!("model `{model}` is not loaded"))
 }
 
+fn of_generation(error: GenerateError) -> JobError {
+    match error {
+        GenerateError::Device(error) => JobError::from_model(error),
+        other => JobError::new(JobErrorKind::Failed, other.to_string()),
+    }
+}
+
 /// One replica: the device's models and threads of its own.
 pub(super) struct Replica {
     pub(super) models: Arc<Models>,
@@ -290,6 +325,7 @@ impl Backend for Replica {
 struct Steps<'a, 'b> {
     control: &'a mut Control<'b, Output>,
     stopped: Option<JobError>,
+    are_states_heard: bool,
 }
 
 impl StepControl for Steps<'_, '_> {
@@ -304,6 +340,12 @@ impl StepControl for Steps<'_, '_> {
                 self.stopped = Some(error);
                 ControlFlow::Break(())
             }
+        }
+    }
+
+    fn record(&mut self, state: &dyn Fn() -> Vec<u8>) {
+        if self.are_states_heard {
+            self.control.state(state());
         }
     }
 }

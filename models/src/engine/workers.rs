@@ -97,6 +97,11 @@ impl<'a, Output> Control<'a, Output> {
         Ok(())
     }
 
+    /// Reports a state of the job's sampler.
+    pub fn state(&mut self, state: Vec<u8>) {
+        self.delivery.progress(JobEvent::State(state));
+    }
+
     /// An error if the job shall end.
     pub fn check(&self) -> Result<(), JobError> {
         if self.cancel.is_cancelled() {

@@ -2,9 +2,10 @@
 #![no_main]
 
 use argus_protocols::{
-    CodecError, Rejection, ResultHeader, SignedOpen, SignedReceipt,
+    Challenge, CodecError, Rejection, ResultHeader, SignedOpen, SignedReceipt,
     codec::{self, FRAME_HEADER, FrameKind},
     query::{Accepted, Progress},
+    trajectory::OpeningHeader,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -26,6 +27,8 @@ fuzz_target!(|data: &[u8]| {
             FrameKind::Rejected => Rejection::from_bytes(payload).map(|v| v.to_bytes().to_vec()),
             FrameKind::Progress => Progress::decode(payload).map(|v| codec::encode(&v)),
             FrameKind::Result => ResultHeader::decode(payload).map(|v| codec::encode(&v)),
+            FrameKind::Challenge => Challenge::decode(payload).map(|v| codec::encode(&v)),
+            FrameKind::Opening => OpeningHeader::decode(payload).map(|v| codec::encode(&v)),
             FrameKind::Receipt => SignedReceipt::from_bytes(payload).map(|v| v.to_bytes()),
         };
         match again {

@@ -2,9 +2,10 @@
 
 use argus_protocols::{
     Answer, Capability, Features, HotkeyPair, ImageHashes, Multiaddr, NsfwScores, Open, PeerId, QueryId,
-    Receipt, Record, ResultHeader, Role, Task, TaskKind,
+    Receipt, Record, ResultHeader, Role, Task, TaskKind, merkle,
     query::Deadlines,
     task::{Control, ControlKind, Generation, Pads, Pictures, Start, Upscale},
+    trajectory::{Challenge, Commitment, OpenedState, Opening, OpeningHeader},
 };
 use libp2p_identity::Keypair;
 
@@ -195,5 +196,40 @@ pub fn receipt() -> Receipt {
         response_hash: result_header().body_hash,
         accepted_at_ms: NOW_MS + 20,
         finished_at_ms: NOW_MS + 1_300,
+        trajectory: Some(commitment()),
     }
+}
+
+/// The states of a run of four steps, of two numbers each.
+pub fn states() -> Vec<Vec<u8>> {
+    let state = |index: u8| [f32::from(index), -0.5].iter().flat_map(|value| value.to_le_bytes()).collect();
+    (0..5).map(state).collect()
+}
+
+fn leaves() -> Vec<merkle::Hash> {
+    (0..).zip(states()).map(|(index, state)| merkle::leaf(index, &state)).collect()
+}
+
+pub fn commitment() -> Commitment {
+    Commitment::of(&leaves()).unwrap()
+}
+
+/// Step 2 of that run.
+pub fn challenge() -> Challenge {
+    Challenge::of_steps(&[2], &commitment())
+}
+
+pub fn opening() -> Opening {
+    let (leaves, states) = (leaves(), states());
+    let open = |index: &u32| OpenedState {
+        index: *index,
+        state: states[*index as usize].clone(),
+        path: merkle::path(&leaves, *index as usize).unwrap(),
+    };
+    Opening { states: challenge().states.iter().map(open).collect() }
+}
+
+pub fn opening_header() -> OpeningHeader {
+    let body = opening().to_bytes();
+    OpeningHeader { body_length: body.len() as u32, body_hash: *blake3::hash(&body).as_bytes() }
 }

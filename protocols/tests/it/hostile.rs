@@ -1,13 +1,14 @@
 //! What peers may send and what becomes of it.
 
 use argus_protocols::{
-    Answer, CodecError, Hotkey, NsfwScores, Open, RecordError, Rejection, ResultHeader, SignedOpen,
-    SignedReceipt, SignedRecord, Task,
+    Answer, Challenge, CodecError, Commitment, Hotkey, NsfwScores, Open, Opening, RecordError, Rejection,
+    ResultHeader, SignedOpen, SignedReceipt, SignedRecord, Task,
     codec::{self, FrameKind},
-    limits,
+    limits, merkle,
     query::{Accepted, BodyError, OpenError, Progress},
     receipt::ReceiptError,
     task::{Generation, Pads, Pictures, Start, Upscale},
+    trajectory::OpeningHeader,
 };
 
 use crate::examples::*;
@@ -509,6 +510,7 @@ fn the_largest_frames_are_within_the_limits() {
         model,
         accepted_at_ms: u64::MAX,
         finished_at_ms: u64::MAX,
+        trajectory: Some(Commitment { root: [0xff; 32], states: limits::STATES }),
         ..receipt()
     };
     let receipt = SignedReceipt::sign(&long, &miner()).to_bytes();
@@ -519,6 +521,10 @@ fn the_largest_frames_are_within_the_limits() {
     longest(codec::encode(&Progress { step, of }), FrameKind::Progress);
     let header = ResultHeader { body_length: u32::MAX, body_hash: [0xff; 32], compute_ms: u32::MAX };
     longest(codec::encode(&header), FrameKind::Result);
+    let states = (0..limits::OPENED_STATES as u32).map(|index| u32::MAX - 16 + index).collect();
+    longest(codec::encode(&Challenge { states }), FrameKind::Challenge);
+    let header = OpeningHeader { body_length: u32::MAX, body_hash: [0xff; 32] };
+    longest(codec::encode(&header), FrameKind::Opening);
 }
 
 #[test]
@@ -562,4 +568,99 @@ fn prompts_and_pictures_are_not_in_debug_output() {
         }
     }
     assert!(!format!("{:?}", picture()).contains("137"));
+}
+
+#[test]
+fn a_trajectory_has_a_step_at_least_and_no_more_than_a_run_may() {
+    let decoded = |states| {
+        let receipt =
+            argus_protocols::Receipt { trajectory: Some(Commitment { states, ..commitment() }), ..receipt() };
+        SignedReceipt::sign(&receipt, &miner()).verify_alone().map(|read| read.trajectory)
+    };
+    for states in [0, 1, limits::STATES + 1, u32::MAX] {
+        assert_eq!(decoded(states).unwrap_err().reason(), "malformed", "{states}");
+    }
+    assert_eq!(decoded(limits::STATES).unwrap().unwrap().states, limits::STATES);
+    let longest = (0..limits::STATES).map(|index| merkle::path_length(index, limits::STATES)).max();
+    assert_eq!(longest, Some(limits::PATH));
+    assert!(Commitment::of(&[]).is_none() && Commitment::of(&[[0; 32]]).is_none());
+}
+
+#[test]
+fn a_challenge_names_few_states_in_their_order() {
+    let decoded = |states: &[u32]| Challenge::decode(&codec::encode(&Challenge { states: states.to_vec() }));
+    assert!(decoded(&[0]).is_ok() && decoded(&[0, 1, 7]).is_ok());
+    for states in [&[][..], &[1, 1], &[2, 1]] {
+        malformed(decoded(states));
+    }
+    let many: Vec<u32> = (0..=limits::OPENED_STATES as u32).collect();
+    assert_eq!(decoded(&many).unwrap_err().reason(), "limits");
+    // The most steps that are ever drawn fit.
+    let commitment = Commitment { root: [0; 32], states: 100 };
+    assert_eq!(
+        Challenge::of_steps(&[1, 3, 5, 7, 9, 11, 13], &commitment).states.len(),
+        limits::OPENED_STATES
+    );
+    assert_eq!(Challenge::of_steps(&[0, 98], &commitment).states, [0, 1, 98, 99]);
+    assert_eq!(Challenge::of_steps(&[99, u32::MAX - 1], &commitment).states, [0, 99]);
+}
+
+#[test]
+fn an_opening_is_of_the_states_asked_for_and_of_that_run() {
+    let verify = |opening: Opening| opening.verify(&challenge(), &commitment());
+    let states = verify(opening()).unwrap();
+    assert_eq!(states.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 2, 3, 4]);
+    let changed = |change: fn(&mut Opening)| {
+        let mut opening = opening();
+        change(&mut opening);
+        verify(opening).unwrap_err().reason()
+    };
+    // Fewer, more, others, in another order, one twice.
+    for change in [
+        (|o: &mut Opening| o.states.truncate(1)) as fn(&mut Opening),
+        |o| o.states.push(o.states[0].clone()),
+        |o| o.states[1].index = 1,
+        |o| o.states.swap(0, 1),
+        |o| o.states[1] = o.states[0].clone(),
+        |o| o.states.clear(),
+    ] {
+        assert_eq!(changed(change), "opening_indices");
+    }
+    // Another state, a longer and an empty one, one of another place, and paths that do not lead there.
+    for change in [
+        (|o: &mut Opening| o.states[1].state[0] ^= 1) as fn(&mut Opening),
+        |o| o.states[1].state.push(0),
+        |o| o.states[1].state.clear(),
+        |o| o.states[1].state = o.states[0].state.clone(),
+        |o| o.states[1].path[0][0] ^= 1,
+        |o| o.states[1].path.clear(),
+        |o| o.states[1].path.push([0; 32]),
+        |o| o.states[1].path.reverse(),
+    ] {
+        assert_eq!(changed(change), "opening_path");
+    }
+    // A path of another tree.
+    let other = Commitment { root: [9; 32], ..commitment() };
+    assert_eq!(opening().verify(&challenge(), &other).unwrap_err().reason(), "opening_path");
+    let other = Commitment { states: 6, ..commitment() };
+    assert_eq!(opening().verify(&challenge(), &other).unwrap_err().reason(), "opening_path");
+}
+
+#[test]
+fn an_openings_lengths_are_believed_only_when_the_bytes_are_there() {
+    let header = |body_length| {
+        OpeningHeader::decode(&codec::encode(&OpeningHeader { body_length, body_hash: [0; 32] }))
+    };
+    assert!(header(1).is_ok() && header(limits::BODY as u32).is_ok());
+    malformed(header(0));
+    assert_eq!(header(limits::BODY as u32 + 1).unwrap_err().reason(), "limits");
+    let mut long = opening();
+    long.states[0].path = vec![[0; 32]; limits::PATH + 1];
+    assert_eq!(Opening::from_bytes(&long.to_bytes()).unwrap_err().reason(), "limits");
+    // One state that claims 4 GiB.
+    malformed(Opening::from_bytes(&[1, 0, 0xfc, 0xff, 0xff, 0xff, 0xff]).map_err(|error| match error {
+        CodecError::OverLimit(_) => CodecError::Malformed(String::new()),
+        other => other,
+    }));
+    malformed(Opening::from_bytes(&[1, 0, 0xfb, 0xff, 0xff]));
 }

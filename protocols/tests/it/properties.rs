@@ -7,11 +7,12 @@ use std::{
 };
 
 use argus_protocols::{
-    Answer, Capability, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Open, QueryId, Reason,
-    Receipt, Record, Rejection, ResultHeader, Role, SignedOpen, SignedReceipt, SignedRecord, Task, codec,
-    limits,
+    Answer, Capability, Challenge, Commitment, Features, Hotkey, HotkeyPair, ImageHashes, NsfwScores, Open,
+    Opening, QueryId, Reason, Receipt, Record, Rejection, ResultHeader, Role, SignedOpen, SignedReceipt,
+    SignedRecord, Task, codec, limits, merkle,
     query::{Accepted, Deadlines, Progress},
     task::{Control, ControlKind, Generation, Pads, Pictures, Start, Upscale},
+    trajectory::{OpenedState, OpeningHeader},
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCaseResult};
 
@@ -47,7 +48,7 @@ const OVERHEAD: usize = 4096;
 /// A decoder whose value, if there is one, comes back as bytes again.
 type Decoder = fn(&[u8]) -> Option<Vec<u8>>;
 
-const DECODERS: [(&str, Decoder); 9] = [
+const DECODERS: [(&str, Decoder); 12] = [
     ("signed record", |b| Some(SignedRecord::from_bytes(b).ok()?.to_bytes())),
     ("signed open", |b| Some(SignedOpen::from_bytes(b).ok()?.to_bytes())),
     ("signed receipt", |b| Some(SignedReceipt::from_bytes(b).ok()?.to_bytes())),
@@ -56,6 +57,9 @@ const DECODERS: [(&str, Decoder); 9] = [
     ("accepted", |b| Some(codec::encode(&Accepted::decode(b).ok()?))),
     ("progress", |b| Some(codec::encode(&Progress::decode(b).ok()?))),
     ("result header", |b| Some(codec::encode(&ResultHeader::decode(b).ok()?))),
+    ("challenge", |b| Some(codec::encode(&Challenge::decode(b).ok()?))),
+    ("opening header", |b| Some(codec::encode(&OpeningHeader::decode(b).ok()?))),
+    ("opening", |b| Some(Opening::from_bytes(b).ok()?.to_bytes())),
     ("rejection", |b| Some(Rejection::from_bytes(b).ok()?.to_bytes().to_vec())),
 ];
 
@@ -104,6 +108,9 @@ fn valid_encodings() -> Vec<Vec<u8>> {
         receipt.receipt.clone(),
         receipt.to_bytes(),
         codec::encode(&examples::result_header()),
+        codec::encode(&examples::challenge()),
+        codec::encode(&examples::opening_header()),
+        examples::opening().to_bytes(),
     ];
     encodings.extend(examples::tasks().map(|(_, task)| task.to_bytes()));
     encodings.extend(examples::answers().map(|(_, answer)| answer.to_bytes()));
@@ -437,7 +444,12 @@ proptest! {
     }
 
     #[test]
-    fn opens_and_receipts_go_round(open in open(), response_hash in any::<[u8; 32]>(), at in 0..1000_u64) {
+    fn opens_and_receipts_go_round(
+        open in open(),
+        response_hash in any::<[u8; 32]>(),
+        at in 0..1000_u64,
+        states in proptest::option::of(2..=limits::STATES),
+    ) {
         let signed = SignedOpen::sign(&open, &examples::validator());
         let read = SignedOpen::from_bytes(&signed.to_bytes()).unwrap();
         let (from, to) = (examples::validator_peer(), examples::miner_peer());
@@ -455,10 +467,44 @@ proptest! {
             response_hash,
             accepted_at_ms: open.issued_at_ms + at.min(total),
             finished_at_ms: open.issued_at_ms + total,
+            trajectory: states.map(|states| Commitment { root: response_hash, states }),
         };
         let signed = SignedReceipt::sign(&receipt, &examples::miner());
         let read = SignedReceipt::from_bytes(&signed.to_bytes()).unwrap();
         let verified = read.verify(&open, verified.request_hash(), response_hash).unwrap();
         prop_assert_eq!(&*verified, &receipt);
+    }
+
+    /// Whatever a run's length and whichever of its steps are drawn, what was committed to can be shown, and
+    /// nothing else.
+    #[test]
+    fn trajectories_go_round(
+        length in 2_usize..40,
+        drawn in vec(any::<Index>(), 0..4),
+        damaged in any::<Index>(),
+        bit in 0_usize..32,
+    ) {
+        let state = |index: u32| (index * 7).to_le_bytes().to_vec();
+        let leaves: Vec<_> = (0..length as u32).map(|index| merkle::leaf(index, &state(index))).collect();
+        let commitment = Commitment::of(&leaves).unwrap();
+        let steps: Vec<u32> = drawn.iter().map(|step| step.index(length - 1) as u32).collect();
+        let challenge = Challenge::of_steps(&steps, &commitment);
+        prop_assert!(Challenge::decode(&codec::encode(&challenge)).is_ok());
+        for step in steps {
+            prop_assert!(challenge.states.contains(&step) && challenge.states.contains(&(step + 1)));
+        }
+        let open = |index: &u32| OpenedState {
+            index: *index,
+            state: state(*index),
+            path: merkle::path(&leaves, *index as usize).unwrap(),
+        };
+        let opening = Opening { states: challenge.states.iter().map(open).collect() };
+        let read = Opening::from_bytes(&opening.to_bytes()).unwrap();
+        let shown = read.verify(&challenge, &commitment).unwrap();
+        prop_assert!(shown.iter().all(|(index, bytes)| *bytes == state(*index)));
+        let mut false_one = opening;
+        let damaged = damaged.index(false_one.states.len());
+        false_one.states[damaged].state[bit / 8] ^= 1 << (bit % 8);
+        prop_assert!(false_one.verify(&challenge, &commitment).is_err());
     }
 }

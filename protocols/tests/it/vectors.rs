@@ -9,6 +9,7 @@ use argus_protocols::{
     Hotkey, Rejection, ResultHeader, Signature, SignedOpen, SignedReceipt, SignedRecord, codec,
     codec::FrameKind,
     hotkey::Domain,
+    merkle,
     query::{Accepted, Progress},
     record,
 };
@@ -158,6 +159,16 @@ fn queries(checked: &mut Checked) {
         let request_hash = SignedOpen::sign(&open(), &validator()).request_hash();
         signed.verify(&open(), request_hash, header.body_hash).is_ok_and(|read| *read == receipt())
     });
+    trajectories(checked);
+}
+
+fn trajectories(checked: &mut Checked) {
+    checked.is("merkle.leaf_2", merkle::leaf(2, &states()[2]));
+    checked.is("merkle.root", commitment().root);
+    checked.is("frame.challenge", frame(FrameKind::Challenge, &codec::encode(&challenge())));
+    checked.is("frame.opening", frame(FrameKind::Opening, &codec::encode(&opening_header())));
+    checked.is("opening", opening().to_bytes());
+    assert!(opening().verify(&challenge(), &commitment()).is_ok());
 }
 
 fn payload(kind: FrameKind, frame: &[u8]) -> &[u8] {
@@ -202,6 +213,11 @@ fn the_limits_of_the_specification_are_those_of_the_code() {
         ("PROMPT", l::PROMPT as u64),
         ("SIDE", u64::from(l::SIDE)),
         ("STEPS", u64::from(l::STEPS)),
+        ("STATES", u64::from(l::STATES)),
+        ("OPENED_STATES", l::OPENED_STATES as u64),
+        ("PATH", l::PATH as u64),
+        ("CHALLENGE_MS", u64::from(l::CHALLENGE_MS)),
+        ("OPENING_MS", u64::from(l::OPENING_MS)),
         ("GUIDANCE", l::GUIDANCE as u64),
         ("ANSWER_PIXELS", l::ANSWER_PIXELS),
         ("CONTROLS", l::CONTROLS as u64),

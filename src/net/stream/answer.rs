@@ -12,7 +12,8 @@ use std::{
 };
 
 use argus_protocols::{
-    HotkeyPair, QueryId, Reason, Receipt, Rejection, ResultHeader, SignedOpen, SignedReceipt, VerifiedOpen,
+    Commitment, HotkeyPair, QueryId, Reason, Receipt, Rejection, ResultHeader, SignedOpen, SignedReceipt,
+    VerifiedOpen,
     codec::{self, FrameKind},
     limits as wire,
     query::{Accepted, OpenError, Progress},
@@ -22,10 +23,11 @@ use libp2p::{PeerId, Stream};
 use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant as Time, timeout_at},
+    time::{Instant as Time, error::Elapsed, timeout_at},
 };
 
 use super::{
+    audit::Committed,
     frames::{Body, FrameError, Frames, Sending},
     replay::Replay,
 };
@@ -365,10 +367,35 @@ impl InboundQuery {
 
     /// Sends the answer and the receipt for it, signed by the node's hotkey.
     pub async fn finish(mut self, body: Bytes, compute_ms: u32) -> Result<SignedReceipt, StreamError> {
+        let receipt = self.answer(body, compute_ms, None).await?;
+        self.close().await?;
+        self.inner.metrics.received("answered");
+        Ok(receipt)
+    }
+
+    /// As [`Self::finish`], with a receipt that commits to the run's states: the validator may challenge it.
+    pub async fn finish_committed(
+        mut self,
+        body: Bytes,
+        compute_ms: u32,
+        commitment: Commitment,
+    ) -> Result<Committed, StreamError> {
+        let receipt = self.answer(body, compute_ms, Some(commitment)).await?;
+        self.flush().await?;
+        self.inner.metrics.received("answered");
+        Ok(Committed { query: self, receipt, commitment })
+    }
+
+    async fn answer(
+        &mut self,
+        body: Bytes,
+        compute_ms: u32,
+        trajectory: Option<Commitment>,
+    ) -> Result<SignedReceipt, StreamError> {
         if body.is_empty() || body.len() > wire::BODY {
             self.inner.metrics.received("bad_answer");
             let length = body.len();
-            self.reject(Rejection::new(Reason::Failed)).await;
+            say_no(&mut self.frames, Rejection::new(Reason::Failed)).await;
             return Err(StreamError::Size(length));
         }
         let header = ResultHeader {
@@ -382,20 +409,19 @@ impl InboundQuery {
             // The connection's task encrypts the first part while this one signs.
             self.send_part(&mut sending).await?;
         }
-        let receipt = SignedReceipt::sign(&self.receipt(header.body_hash), &self.hotkey);
+        let receipt = Receipt { trajectory, ..self.receipt(header.body_hash) };
+        let receipt = SignedReceipt::sign(&receipt, &self.hotkey);
         while !self.send_part(&mut sending).await? {}
         self.frames.push(FrameKind::Receipt, &receipt.to_bytes());
-        let until = self.until(self.write_idle());
-        match timeout_at(until, self.frames.close()).await {
-            Ok(Ok(())) => {
-                self.inner.metrics.received("answered");
-                Ok(receipt)
-            }
-            Ok(Err(_)) => Err(self.gone()),
-            Err(_) => Err(self.stuck()),
-        }
+        Ok(receipt)
     }
 
+    /// Another time until which the validator waits.
+    pub(super) fn extend_to(&mut self, deadline: Time) {
+        self.deadline = deadline;
+    }
+
+    /// A receipt that commits to no trajectory.
     pub(super) fn receipt(&self, response_hash: [u8; 32]) -> Receipt {
         Receipt {
             id: self.open.id,
@@ -409,10 +435,11 @@ impl InboundQuery {
             accepted_at_ms: self.taken_at_ms,
             // Clocks may be set back meanwhile.
             finished_at_ms: unix_ms().max(self.taken_at_ms),
+            trajectory: None,
         }
     }
 
-    async fn send_part(&mut self, sending: &mut Sending) -> Result<bool, StreamError> {
+    pub(super) async fn send_part(&mut self, sending: &mut Sending) -> Result<bool, StreamError> {
         let until = self.until(self.write_idle());
         match timeout_at(until, self.frames.send_part(sending)).await {
             Ok(Ok(done)) => Ok(done),
@@ -423,9 +450,24 @@ impl InboundQuery {
 
     async fn send(&mut self, kind: FrameKind, payload: &[u8]) -> Result<(), StreamError> {
         self.frames.push(kind, payload);
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), StreamError> {
         let until = self.until(self.write_idle());
         let flushed = timeout_at(until, pin!(self.frames.flush())).await;
-        match flushed {
+        self.written(flushed)
+    }
+
+    /// Sends what was pushed, and closes this side.
+    pub(super) async fn close(&mut self) -> Result<(), StreamError> {
+        let until = self.until(self.write_idle());
+        let closed = timeout_at(until, pin!(self.frames.close())).await;
+        self.written(closed)
+    }
+
+    fn written(&self, wrote: Result<Result<(), FrameError>, Elapsed>) -> Result<(), StreamError> {
+        match wrote {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(self.gone()),
             Err(_) => Err(self.stuck()),
@@ -453,7 +495,7 @@ impl InboundQuery {
     }
 
     /// Counts what a validator did to its stream.
-    fn broken(&self, error: &FrameError) -> StreamError {
+    pub(super) fn broken(&self, error: &FrameError) -> StreamError {
         let (offence, stream_error) = match error {
             FrameError::Ended => return self.gone(),
             FrameError::Hash => (Offence::WrongHash, StreamError::Hash),

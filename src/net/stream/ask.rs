@@ -20,7 +20,7 @@ use libp2p::{PeerId, Stream};
 use tokio::time::{Instant as Time, timeout_at};
 
 use super::{
-    Answered, OutgoingQuery, QueryProgress,
+    Answered, AnsweredAndOpen, Auditor, OutgoingQuery, QueryProgress,
     frames::{Body, FrameError, Frames, Sending},
     links::{Links, OpenError},
 };
@@ -106,25 +106,35 @@ impl Asker {
         miner_peer: PeerId,
         clock: &mut Clock,
         mut progress: impl FnMut(QueryProgress) + Send,
-    ) -> Result<Answered, AskError> {
+    ) -> Result<AnsweredAndOpen, AskError> {
         let stream = self.links.request(&miner_peer)?;
-        let _open = OpenGauge::new(&self.metrics.outbound_streams);
+        let gauge = OpenGauge::new(&self.metrics.outbound_streams);
         let open = self.open(query, hotkey.hotkey(), miner_peer);
         open.check().map_err(|error| QueryError::Invalid(error.to_string()))?;
         let signed = SignedOpen::sign(&open, hotkey);
         let request_hash = signed.request_hash();
         let opened = clock.wait(stream).await??;
-        // Held until the stream is gone.
-        let _permit = opened.permit;
+        // Held until the stream is gone, as is the gauge.
+        let permit = opened.permit;
         let mut exchange = Exchange { frames: Frames::new(opened.stream), clock };
         exchange.frames.push(FrameKind::Open, &signed.to_bytes());
         let early = exchange.send_body(&query.body).await?;
         let header = exchange.header(early, &mut progress).await?;
-        let body = exchange.body(&header).await?;
+        let body = exchange.body(header.body_length, header.body_hash).await?;
         let receipt = exchange.receipt(&open, request_hash, header.body_hash).await?;
         let begun = exchange.clock.begun;
         let first_byte = exchange.clock.first_byte.unwrap_or(begun) - begun;
-        Ok(Answered { body, receipt, header, first_byte, total: begun.elapsed(), peer: miner_peer })
+        let frames = exchange.frames;
+        let auditor = receipt.trajectory.map(|_| Auditor {
+            frames,
+            peer: miner_peer,
+            complaints: self.complaints.clone(),
+            _permit: permit,
+            _open: gauge,
+        });
+        let answered =
+            Answered { body, receipt, header, first_byte, total: begun.elapsed(), peer: miner_peer };
+        Ok((answered, auditor))
     }
 
     fn open(&self, query: &OutgoingQuery, validator: Hotkey, miner_peer: PeerId) -> Open {
@@ -199,9 +209,9 @@ impl From<AskError> for QueryError {
 type Frame = (FrameKind, Bytes);
 
 /// One stream with its deadlines, from the open frame on.
-struct Exchange<'a> {
-    frames: Frames<Stream>,
-    clock: &'a mut Clock,
+pub(super) struct Exchange<'a> {
+    pub(super) frames: Frames<Stream>,
+    pub(super) clock: &'a mut Clock,
 }
 
 impl Exchange<'_> {
@@ -235,7 +245,7 @@ impl Exchange<'_> {
         Ok(None)
     }
 
-    async fn frame(&mut self) -> Result<Frame, AskError> {
+    pub(super) async fn frame(&mut self) -> Result<Frame, AskError> {
         let frame = self.clock.wait(self.frames.frame()).await??;
         self.clock.heard();
         Ok(frame)
@@ -269,15 +279,19 @@ impl Exchange<'_> {
                 FrameKind::Result => {
                     return ResultHeader::decode(&payload).map_err(|_| bad("result header"));
                 }
-                FrameKind::Open | FrameKind::Chunk | FrameKind::Receipt => {
+                FrameKind::Open
+                | FrameKind::Chunk
+                | FrameKind::Receipt
+                | FrameKind::Challenge
+                | FrameKind::Opening => {
                     return Err(FrameError::Unexpected(kind).into());
                 }
             }
         }
     }
 
-    async fn body(&mut self, header: &ResultHeader) -> Result<Bytes, AskError> {
-        let mut body = Body::announced(header.body_length, header.body_hash);
+    pub(super) async fn body(&mut self, length: u32, hash: [u8; 32]) -> Result<Bytes, AskError> {
+        let mut body = Body::announced(length, hash);
         while !self.clock.wait(self.frames.body_part(&mut body)).await?? {
             self.clock.heard();
         }

@@ -1,7 +1,7 @@
 //! Queries between nodes: `/argus/query/1`, one substream a query, frames as in `argus_protocols::codec`.
 //!
 //! [`links`] knows the connections and gets streams from them, [`ask`] is the validator's side of a
-//! stream, [`answer`] the miner's, [`frames`] cuts a stream into frames for both.
+//! stream, [`answer`] the miner's, [`audit`] what may follow the receipt on both, [`frames`] cuts a stream into frames for both.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use libp2p::PeerId;
 
 mod answer;
 mod ask;
+mod audit;
 mod frames;
 mod links;
 mod replay;
@@ -18,6 +19,7 @@ mod replay;
 pub(super) use answer::Admission;
 pub use answer::InboundQuery;
 pub(super) use ask::{AskError, Asker, Clock};
+pub use audit::{Auditor, Committed};
 pub(super) use links::{Behaviour, Links, OpenError};
 
 /// What to ask of a miner.
@@ -52,5 +54,10 @@ pub struct Answered {
     pub peer: PeerId,
 }
 
+/// An answer, and the stream it came on while the miner waits to be challenged.
+pub type AnsweredAndOpen = (Answered, Option<Auditor>);
+
+#[cfg(test)]
+mod audit_tests;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ pub use kind::SchedulerKind;
 
 pub(crate) use config::SchedulerConfig;
 pub(crate) use levels::cosine_betas;
-pub(crate) use run::{Plan, SeededNoise, Step, StepNoise};
+pub(crate) use run::{Plan, Run, SeededNoise, Step, StepNoise};
 
 use config::{Sampler, Settings, Spacing};
 use multistep::Solver;

@@ -85,6 +85,15 @@ impl Solver {
         !self.is_unipc && matches!(self.options.algorithm, Algorithm::SdeDpmPlusPlus | Algorithm::SdeDpm)
     }
 
+    /// How many vectors the step after `taken` others looks back at: predictions, and for the corrector the
+    /// latents that the last step started from.
+    pub(super) fn remembered(&self, taken: usize) -> (usize, bool) {
+        match self.is_unipc {
+            true => (taken.min(self.options.order), taken > 0),
+            false => (taken.min(self.options.order - 1), false),
+        }
+    }
+
     /// The order of step `index` of a run that began `taken` steps before.
     pub(super) fn order(&self, index: usize, taken: usize) -> usize {
         let SolverOptions { order, lower_order_final, euler_at_final, .. } = self.options;

@@ -46,6 +46,33 @@ impl Plan {
         picture.iter().zip(noise).map(|(picture, noise)| mix.signal * picture + mix.noise * noise).collect()
     }
 
+    /// How many vectors of the latents' length a run that began at step `begin` carries to step `next`
+    /// besides the latents.
+    pub(crate) fn remembered(&self, begin: usize, next: usize) -> usize {
+        let (outputs, before) = self.looks_back(begin, next);
+        outputs + usize::from(before)
+    }
+
+    fn looks_back(&self, begin: usize, next: usize) -> (usize, bool) {
+        match &self.solver {
+            Some(solver) if next < self.steps.len() => solver.remembered(next - begin),
+            _ => (0, false),
+        }
+    }
+
+    /// A run that began at step `begin` and comes to step `next`, by what it carries: as
+    /// [`Run::remembered`] gives it, [`Plan::remembered`] vectors.
+    pub(crate) fn resume(&self, begin: usize, next: usize, remembered: &[Vec<f32>]) -> Run<'_> {
+        let (outputs, has_before) = self.looks_back(begin, next);
+        let (outputs, before) = remembered.split_at(outputs.min(remembered.len()));
+        let order = match &self.solver {
+            Some(solver) if next > begin => solver.order(next - 1, next - 1 - begin),
+            _ => 1,
+        };
+        let before = before.first().filter(|_| has_before).cloned().unwrap_or_default();
+        Run { plan: self, begin, next, outputs: outputs.iter().cloned().collect(), before, order }
+    }
+
     /// Starts at step `begin`.
     pub(crate) fn begin(&self, begin: usize) -> Run<'_> {
         Run { plan: self, begin, next: begin, outputs: VecDeque::new(), before: Vec::new(), order: 1 }
@@ -87,7 +114,28 @@ pub(crate) struct Run<'a> {
     order: usize,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    pub(crate) fn plan(&self) -> &'a Plan {
+        self.plan
+    }
+
+    /// The index of the next step in the plan; one past the last after it.
+    pub(crate) fn next(&self) -> usize {
+        self.next
+    }
+
+    pub(crate) fn next_step(&self) -> Option<&'a Step> {
+        self.plan.steps.get(self.next)
+    }
+
+    /// What the next step looks back at: the last predictions, the newest first, then the latents that the
+    /// last step started from.
+    pub(crate) fn remembered(&self) -> impl Iterator<Item = &[f32]> {
+        let (outputs, before) = self.plan.looks_back(self.begin, self.next);
+        let before = before.then_some(self.before.as_slice());
+        self.outputs.iter().take(outputs).map(Vec::as_slice).chain(before)
+    }
+
     /// Takes the next step: moves `latents` in place by what the network said of them.
     ///
     /// `output`: as long as the latents, or twice as long where the network also predicts a
