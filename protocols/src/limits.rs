@@ -31,8 +31,10 @@ pub const SIDE: u32 = 8192;
 pub const STEPS: u32 = 1000;
 /// States of a trajectory: one more than there are steps.
 pub const STATES: u32 = STEPS + 1;
-/// States that one challenge may ask for: two for each of seven steps, the first and the last.
-pub const OPENED_STATES: usize = 16;
+/// States that one challenge may ask for: two for each of three steps, the first and the last.
+pub const OPENED_STATES: usize = 8;
+/// One state, so that as many as may be asked for fit a [`BODY`] with their paths.
+pub const STATE: usize = BODY / OPENED_STATES - 1024;
 /// Hashes of the longest path in a tree of [`STATES`] leaves.
 pub const PATH: usize = 10;
 /// How long a miner waits for a challenge after its receipt, milliseconds.

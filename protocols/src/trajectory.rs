@@ -121,7 +121,7 @@ impl<Context> Decode<Context> for OpenedState {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
         Ok(Self {
             index: Decode::decode(from)?,
-            state: codec::bytes(from, limits::BODY, "state")?,
+            state: codec::bytes(from, limits::STATE, "state")?,
             path: codec::list(from, limits::PATH, "path", Hash::decode)?,
         })
     }

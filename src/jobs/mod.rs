@@ -16,7 +16,7 @@ use argus_models::{
     LatentEncoder, LoadError, ModelSpec, RgbPicture,
     diffusion::{Audited, Shown},
     engine::{CancelToken, Engine, Job, JobError, JobErrorKind, JobEvent, Output, SubmitError},
-    registry::ModelTask,
+    registry::{Architecture, ModelTask},
 };
 use argus_protocols::{
     Answer, Capability, Features, Task, TaskKind,
@@ -179,6 +179,12 @@ impl Jobs {
             Output::Classes(all) => Evidence::Classes(all.into_iter().map(translate::scores).collect()),
             Output::Features(_) | Output::Audited(_) => return Err(another_output()),
         })
+    }
+
+    /// Whether runs that answer this task have states that could be shown.
+    pub fn has_trajectory(&self, task: &Task) -> bool {
+        let is_covered = |spec: &ModelSpec| spec.architecture == Architecture::StableDiffusion;
+        matches!(task, Task::Generation(_)) && self.spec(task.model()).is_some_and(is_covered)
     }
 
     /// Takes some `steps` of a miner's run again, from the states of it that were opened by their indices;

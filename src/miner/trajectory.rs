@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use argus_protocols::{
-    Challenge, Commitment, Opening,
+    Challenge, Commitment, Opening, limits,
     merkle::{self, Hash},
     trajectory::OpenedState,
 };
@@ -102,10 +102,11 @@ pub struct Trajectory {
 }
 
 impl Trajectory {
-    /// Commits to states; `None` where there are none, or more than fit. Hashes all of them: not for an
+    /// Commits to states; `None` where there are none, more than fit, or ones too large to be shown. Hashes all of them: not for an
     /// async thread.
     pub fn new(states: Vec<Vec<u8>>, mut room: Room) -> Option<Self> {
-        if !room.shrink(states.iter().map(Vec::len).sum()) {
+        let fit = states.iter().all(|state| state.len() <= limits::STATE);
+        if !fit || !room.shrink(states.iter().map(Vec::len).sum()) {
             return None;
         }
         let leaves: Vec<Hash> = (0..).zip(&states).map(|(index, state)| merkle::leaf(index, state)).collect();

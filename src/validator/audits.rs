@@ -3,7 +3,7 @@
 //! A plain state machine. An unpredictable share of synthetic queries has parameters that nobody else
 //! receives, so that there is nothing to copy: the answer is held against this validator's own, or, for less,
 //! some steps of the run that made it are taken again. Newcomers are audited more often, and whoever failed is
-//! in doubt until enough audits in a row were passed. Every draw comes from the validator's secret generator,
+//! in doubt until enough audits in a row were passed; an audit that brings no answer is owed. Every draw comes from the validator's secret generator,
 //! those of steps after the commitment.
 //!
 //! An audit stands for the answers that were not audited: one that fails voids 1/share of them, so that a
@@ -19,6 +19,9 @@ use crate::verify::trajectory::Tolerances;
 
 /// The most steps that one challenge has room for, beside the first and the last state.
 const STEPS_MOST: u32 = (limits::OPENED_STATES as u32 - 2) / 2;
+
+/// A failed audit stands for no more answers than at this share.
+const LEAST_SHARE: f64 = 0.001;
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -81,6 +84,8 @@ pub struct Record {
     pub failed: u64,
     /// Audits to pass in a row until it is believed again.
     pub doubted_for: u32,
+    /// Its last audit brought no answer, whatever the reason: the next query is one again.
+    pub is_owing: bool,
 }
 
 /// How an answer is to be audited.
@@ -109,8 +114,13 @@ impl Audits {
 
     /// The share of a miner's synthetic queries that are audits.
     pub fn share(&self, miner: &Hotkey) -> f64 {
-        let Settings { share, newcomer_share, newcomer_audits, doubt_share, .. } = self.settings;
         let record = self.record(miner);
+        if record.is_owing { 1.0 } else { self.share_of(&record) }
+    }
+
+    /// Without what is owed.
+    fn share_of(&self, record: &Record) -> f64 {
+        let Settings { share, newcomer_share, newcomer_audits, doubt_share, .. } = self.settings;
         if record.doubted_for > 0 {
             doubt_share.max(share)
         } else if record.passed < u64::from(newcomer_audits) {
@@ -122,8 +132,8 @@ impl Audits {
 
     /// Whether a miner's next query is an audit: then the number of answers that it stands for.
     pub fn draw(&self, miner: &Hotkey, rng: &mut impl Rng) -> Option<f64> {
-        let share = self.share(miner);
-        rng.random_bool(share).then(|| 1.0 / share)
+        let stands_for = 1.0 / self.share_of(&self.record(miner)).max(LEAST_SHARE);
+        rng.random_bool(self.share(miner)).then_some(stands_for)
     }
 
     /// How to audit an answer. Called when it and its commitment have come, not before.
@@ -142,6 +152,7 @@ impl Audits {
     /// An audit is over.
     pub fn settle(&mut self, miner: Hotkey, has_passed: bool) {
         let record = self.records.entry(miner).or_default();
+        record.is_owing = false;
         if has_passed {
             record.passed += 1;
             record.doubted_for = record.doubted_for.saturating_sub(1);
@@ -149,6 +160,12 @@ impl Audits {
             record.failed += 1;
             record.doubted_for = self.settings.doubt_audits;
         }
+    }
+
+    /// An audit brought no answer: it was refused, or came to nothing on the way. That alone is no proof, so
+    /// it is asked for again; who has nothing of its own to show is never asked for anything else.
+    pub fn owe(&mut self, miner: Hotkey) {
+        self.records.entry(miner).or_default().is_owing = true;
     }
 
     /// What an earlier life of this validator saw.
@@ -197,6 +214,20 @@ mod tests {
         assert_eq!((later.share(&miner(1)), later.record(&miner(1)).doubted_for), (0.5, 20));
         later.retain(|_| false);
         assert_eq!(later.record(&miner(1)), Record::default());
+    }
+
+    #[test]
+    fn an_audit_without_an_answer_is_asked_for_again() {
+        let mut audits = Audits::new(Settings::default());
+        audits.restore(miner(1), 100, 0);
+        audits.owe(miner(1));
+        let mut rng = StdRng::seed_from_u64(4);
+        for _ in 0..20 {
+            // It stands for as many answers as the one that was not answered.
+            assert_eq!(audits.draw(&miner(1), &mut rng), Some(10.0));
+        }
+        audits.settle(miner(1), true);
+        assert_eq!(audits.share(&miner(1)), 0.1);
     }
 
     #[test]

@@ -328,6 +328,9 @@ impl Core {
             receipt: scored.receipt,
         };
         let rows: Vec<Score> = scored.into_iter().map(row).collect();
+        if let Some(miner) = round.unanswered_audit() {
+            self.audits.owe(miner);
+        }
         for Score { row, .. } in &rows {
             if let Some(has_passed) = row.audit() {
                 self.counters.audits += 1;

@@ -410,7 +410,9 @@ impl Driver {
         self.metrics.answered(task.kind(), answered.total);
         self.judge.add(round, miner, answer.clone());
         let receipt = Arc::new(answered.receipt.signed().clone());
-        let trajectory = answered.receipt.trajectory;
+        // A commitment where there is nothing to commit to does not save anybody from being reproduced.
+        let can_be_audited = self.parts.jobs.has_trajectory(task);
+        let trajectory = answered.receipt.trajectory.filter(|_| can_be_audited);
         Ok((Reply { elapsed: answered.total, receipt, trajectory }, answer, auditor))
     }
 

@@ -210,6 +210,13 @@ impl Round {
         self.contestants.iter().filter(|c| matches!(c.state, State::Answered(_))).count()
     }
 
+    /// The miner that brought no answer to its audit, for whatever reason.
+    pub fn unanswered_audit(&self) -> Option<Hotkey> {
+        let silent = |c: &&Contestant| matches!(c.state, State::Failed(_) | State::Excused);
+        let of_audit = self.contestants.iter().filter(|_| self.origin == Origin::Audit);
+        of_audit.filter(silent).map(|c| c.miner).next()
+    }
+
     /// A query of this round ended.
     pub fn record(&mut self, miner: &Hotkey, outcome: Outcome, held: Held) -> Next {
         let Some(contestant) =
@@ -355,5 +362,78 @@ impl Round {
                 Scored { miner: contestant.miner, score, verdict, elapsed: entry.elapsed, receipt, voids }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use argus_protocols::Signature;
+
+    use super::*;
+
+    const RUN: Commitment = Commitment { root: [7; 32], states: 21 };
+
+    fn miner() -> Hotkey {
+        Hotkey::from_bytes([1; 32])
+    }
+
+    /// An audit whose answer has come.
+    fn audit(trajectory: Option<Commitment>) -> Round {
+        let mut round = Round::new(1, Origin::Audit, TaskKind::TextToImage, &[miner()], 0);
+        round.stands_for = 10.0;
+        let receipt = Arc::new(SignedReceipt { receipt: Vec::new(), signature: Signature([0; 64]) });
+        let reply = Reply { elapsed: Duration::from_secs(1), receipt, trajectory };
+        let next = round.record(&miner(), Ok(reply), Held::Excused);
+        assert_eq!(next, Next::Audit { miner: miner(), commitment: trajectory });
+        round
+    }
+
+    /// Score, verdict and voided answers of a round's only contestant.
+    fn outcome(next: Next) -> Option<(f32, &'static str, f64)> {
+        let Next::Done(scored) = next else { panic!("{next:?}") };
+        scored.first().map(|scored| (scored.score, scored.verdict, scored.voids))
+    }
+
+    #[test]
+    fn an_audit_is_passed_or_worth_nothing() {
+        let scoring = Scoring::default();
+        let audited = |found| outcome(audit(Some(RUN)).audited(found, &scoring));
+        assert_eq!(audited(Some(Finding::Sound)), Some((1.0, RIGHT, 0.0)));
+        assert_eq!(audited(Some(Finding::False("another_step"))), Some((0.0, WRONG, 10.0)));
+        assert_eq!(audited(Some(Finding::Unopened)), Some((0.0, UNOPENED, 10.0)));
+        // This validator's own failure is nobody's fault.
+        assert_eq!(audited(None), None);
+    }
+
+    #[test]
+    fn an_audit_by_a_reference_knows_no_partial_credit() {
+        let scoring = Scoring::default();
+        let reproduced = |similarity, same| {
+            let mut round = audit(None);
+            round.reproduce();
+            outcome(round.referenced(&[(miner(), Some(Comparison { same, similarity }))], &scoring))
+        };
+        assert_eq!(reproduced(1.0, true), Some((1.0, RIGHT, 0.0)));
+        assert_eq!(reproduced(0.49, false), Some((0.0, WRONG, 10.0)));
+        // An answer that is none fails like a wrong one.
+        let mut round = audit(None);
+        round.reproduce();
+        let unusable = outcome(round.referenced(&[(miner(), None)], &scoring)).unwrap();
+        assert_eq!((unusable.0, unusable.2), (0.0, 10.0));
+        // The two ways do not mix.
+        assert_eq!(audit(Some(RUN)).referenced(&[], &scoring), Next::Wait);
+    }
+
+    #[test]
+    fn no_answer_is_no_proof_but_it_is_remembered() {
+        let failed = |held| {
+            let mut round = Round::new(1, Origin::Audit, TaskKind::TextToImage, &[miner()], 0);
+            round.stands_for = 10.0;
+            let next = round.record(&miner(), Err(Failure::TimedOut), held);
+            (outcome(next), round.unanswered_audit())
+        };
+        assert_eq!(failed(Held::Against), (Some((0.0, "timed_out", 0.0)), Some(miner())));
+        assert_eq!(failed(Held::Excused), (None, Some(miner())));
+        assert_eq!(audit(None).unanswered_audit(), None);
     }
 }

@@ -8,7 +8,7 @@ use argus_protocols::{
     query::{Accepted, BodyError, OpenError, Progress},
     receipt::ReceiptError,
     task::{Generation, Pads, Pictures, Start, Upscale},
-    trajectory::OpeningHeader,
+    trajectory::{OpenedState, OpeningHeader},
 };
 
 use crate::examples::*;
@@ -521,7 +521,7 @@ fn the_largest_frames_are_within_the_limits() {
     longest(codec::encode(&Progress { step, of }), FrameKind::Progress);
     let header = ResultHeader { body_length: u32::MAX, body_hash: [0xff; 32], compute_ms: u32::MAX };
     longest(codec::encode(&header), FrameKind::Result);
-    let states = (0..limits::OPENED_STATES as u32).map(|index| u32::MAX - 16 + index).collect();
+    let states = (0..limits::OPENED_STATES as u32).map(|index| u32::MAX - 8 + index).collect();
     longest(codec::encode(&Challenge { states }), FrameKind::Challenge);
     let header = OpeningHeader { body_length: u32::MAX, body_hash: [0xff; 32] };
     longest(codec::encode(&header), FrameKind::Opening);
@@ -597,10 +597,7 @@ fn a_challenge_names_few_states_in_their_order() {
     assert_eq!(decoded(&many).unwrap_err().reason(), "limits");
     // The most steps that are ever drawn fit.
     let commitment = Commitment { root: [0; 32], states: 100 };
-    assert_eq!(
-        Challenge::of_steps(&[1, 3, 5, 7, 9, 11, 13], &commitment).states.len(),
-        limits::OPENED_STATES
-    );
+    assert_eq!(Challenge::of_steps(&[1, 3, 5], &commitment).states.len(), limits::OPENED_STATES);
     assert_eq!(Challenge::of_steps(&[0, 98], &commitment).states, [0, 1, 98, 99]);
     assert_eq!(Challenge::of_steps(&[99, u32::MAX - 1], &commitment).states, [0, 99]);
 }
@@ -657,6 +654,14 @@ fn an_openings_lengths_are_believed_only_when_the_bytes_are_there() {
     let mut long = opening();
     long.states[0].path = vec![[0; 32]; limits::PATH + 1];
     assert_eq!(Opening::from_bytes(&long.to_bytes()).unwrap_err().reason(), "limits");
+    // The largest states that may be asked for fit, and no larger ones.
+    let whole = |bytes: usize| {
+        let largest =
+            OpenedState { index: u32::MAX, state: vec![0; bytes], path: vec![[0; 32]; limits::PATH] };
+        Opening { states: vec![largest; limits::OPENED_STATES] }.to_bytes()
+    };
+    assert!(Opening::from_bytes(&whole(limits::STATE)).is_ok());
+    assert_eq!(Opening::from_bytes(&whole(limits::STATE + 1)).unwrap_err().reason(), "limits");
     // One state that claims 4 GiB.
     malformed(Opening::from_bytes(&[1, 0, 0xfc, 0xff, 0xff, 0xff, 0xff]).map_err(|error| match error {
         CodecError::OverLimit(_) => CodecError::Malformed(String::new()),

@@ -215,6 +215,7 @@ fn the_limits_of_the_specification_are_those_of_the_code() {
         ("STEPS", u64::from(l::STEPS)),
         ("STATES", u64::from(l::STATES)),
         ("OPENED_STATES", l::OPENED_STATES as u64),
+        ("STATE", l::STATE as u64),
         ("PATH", l::PATH as u64),
         ("CHALLENGE_MS", u64::from(l::CHALLENGE_MS)),
         ("OPENING_MS", u64::from(l::OPENING_MS)),
