@@ -476,7 +476,7 @@ fn frames_keep_to_the_limits_of_their_kind() {
         assert!(matches!(codec::parse_frame_header(header), Err(CodecError::TooLarge { .. })));
         malformed(codec::parse_frame_header([kind as u8, 0, 0, 0, 0]));
     }
-    for kind in (0..=255).filter(|kind| !(1..=7).contains(kind)) {
+    for kind in (0..=255).filter(|kind| !(1..=9).contains(kind)) {
         assert!(matches!(
             codec::parse_frame_header([kind, 1, 0, 0, 0]),
             Err(CodecError::UnknownFrame(k)) if k == kind
