@@ -15,7 +15,7 @@ use argus_protocols::{Commitment, Hotkey, limits};
 use rand::{Rng, seq::index};
 use serde::{Deserialize, Serialize};
 
-use crate::verify::trajectory::Tolerances;
+use crate::verify::trajectory::DeviceTolerances;
 
 /// The most steps that one challenge has room for, beside the first and the last state.
 const STEPS_MOST: u32 = (limits::OPENED_STATES as u32 - 2) / 2;
@@ -39,7 +39,7 @@ pub struct Settings {
     /// The share of audits that are made in full although the miner committed to its trajectory.
     pub reproduced: f64,
     /// For models whose honest answers do not agree to the bit.
-    pub tolerances: Tolerances,
+    pub tolerances: DeviceTolerances,
 }
 
 impl Default for Settings {
@@ -52,7 +52,7 @@ impl Default for Settings {
             doubt_audits: 20,
             steps: 2,
             reproduced: 0.1,
-            tolerances: Tolerances::default(),
+            tolerances: DeviceTolerances::default(),
         }
     }
 }
@@ -189,6 +189,7 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
+    use crate::verify::trajectory::Tolerances;
 
     fn miner(n: u8) -> Hotkey {
         Hotkey::from_bytes([n; 32])
@@ -276,7 +277,10 @@ mod tests {
             Settings { steps: 0, ..Settings::default() },
             Settings { steps: STEPS_MOST + 1, ..Settings::default() },
             Settings {
-                tolerances: Tolerances { step: -1.0, ..Tolerances::default() },
+                tolerances: DeviceTolerances {
+                    bf16: Tolerances { step: -1.0, ..Tolerances::BF16 },
+                    ..DeviceTolerances::default()
+                },
                 ..Settings::default()
             },
         ] {

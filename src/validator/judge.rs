@@ -13,7 +13,7 @@ use crate::{
     jobs::{Jobs, UnusableAnswer, is_exact},
     verify::{
         Comparison, Evidence, Ruler, Thresholds,
-        trajectory::{Finding, Tolerances},
+        trajectory::{DeviceTolerances, Finding},
     },
 };
 
@@ -34,7 +34,7 @@ struct Case {
 pub(super) struct Judge {
     jobs: Jobs,
     thresholds: Thresholds,
-    tolerances: Tolerances,
+    tolerances: DeviceTolerances,
     cases: Mutex<HashMap<RoundId, Case>>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Agreement {
 }
 
 impl Judge {
-    pub(super) fn new(jobs: Jobs, thresholds: Thresholds, tolerances: Tolerances) -> Self {
+    pub(super) fn new(jobs: Jobs, thresholds: Thresholds, tolerances: DeviceTolerances) -> Self {
         Self { jobs, thresholds, tolerances, cases: Mutex::default() }
     }
 
@@ -108,10 +108,8 @@ impl Judge {
         let Shown::Answer(answer) = shown else { return None };
         match self.jobs.audit(&task, answer, opened, steps, states).await {
             Ok(audited) => {
-                let tolerances = match self.jobs.spec(task.model()) {
-                    Some(spec) if is_exact(spec) => Tolerances::exact(),
-                    _ => self.tolerances,
-                };
+                let spec = self.jobs.spec(task.model())?;
+                let tolerances = self.tolerances.of(spec.numerics);
                 tracing::debug!(round, miner = miner.short(), ?audited, "took steps again");
                 Some(Finding::of(&audited, &tolerances))
             }

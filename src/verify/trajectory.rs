@@ -4,7 +4,10 @@
 //! Models whose honest answers agree to the bit have [`Tolerances::exact`]. The others' default is an estimate:
 //! see `docs/verification.md` for how it was come by and what passes below it.
 
-use argus_models::diffusion::{Audited, Deviation};
+use argus_models::{
+    diffusion::{Audited, Deviation},
+    registry::{Numerics, Precision},
+};
 use argus_protocols::trajectory::OpeningError;
 
 /// How far a state may be from what follows from the one before it.
@@ -20,13 +23,47 @@ pub struct Tolerances {
     pub picture: f32,
 }
 
+/// Those of each number format that models are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceTolerances {
+    /// Of f32 on devices as well.
+    pub f16: Tolerances,
+    pub bf16: Tolerances,
+}
+
+impl Default for DeviceTolerances {
+    fn default() -> Self {
+        Self { f16: Tolerances::F16, bf16: Tolerances::BF16 }
+    }
+}
+
+impl DeviceTolerances {
+    /// What is allowed to honest answers of a model.
+    pub fn of(&self, numerics: Numerics) -> Tolerances {
+        match numerics.dtype {
+            _ if numerics.is_exact() => Tolerances::exact(),
+            Precision::F32 | Precision::F16 => self.f16,
+            Precision::Bf16 => self.bf16,
+        }
+    }
+
+    /// What is wrong with these settings, as a sentence that says what to do.
+    pub fn validate(&self) -> Result<(), String> {
+        self.f16.validate().and_then(|()| self.bf16.validate())
+    }
+}
+
 impl Default for Tolerances {
     fn default() -> Self {
-        Self { start: 0.02, step: 0.03, picture: 0.8 }
+        Self::F16
     }
 }
 
 impl Tolerances {
+    pub const F16: Self = Self { start: 0.01, step: 0.012, picture: 0.8 };
+    pub const BF16: Self = Self { start: 0.02, step: 0.08, picture: 0.8 };
+
     /// Equality to the bit.
     pub const fn exact() -> Self {
         Self { start: 0.0, step: 0.0, picture: 0.0 }
@@ -83,7 +120,7 @@ impl Finding {
 
 #[cfg(test)]
 mod tests {
-    use argus_models::diffusion::Deviations;
+    use argus_models::{diffusion::Deviations, registry::Attention};
 
     use super::*;
 
@@ -113,6 +150,17 @@ mod tests {
             assert_eq!(found(0.0, 0.0, odd.into(), device), Finding::False("another_picture"));
         }
         assert_eq!(Finding::of(&Audited::Unfit("short"), &device), Finding::False("unfit_states"));
+    }
+
+    #[test]
+    fn each_format_has_its_own_and_portable_f32_none() {
+        let all = DeviceTolerances::default();
+        assert_eq!(all.of(Numerics::PORTABLE_F32), Tolerances::exact());
+        assert_eq!(all.of(Numerics::DEVICE_F16), Tolerances::F16);
+        assert_eq!(all.of(Numerics::DEVICE_BF16), Tolerances::BF16);
+        let f32_on_a_device = Numerics { attention: Attention::Device, ..Numerics::PORTABLE_F32 };
+        assert_eq!(all.of(f32_on_a_device), Tolerances::F16);
+        assert!(all.validate().is_ok());
     }
 
     #[test]
