@@ -75,7 +75,7 @@ pub trait StepControl {
     fn step(&mut self, done: usize, of: usize) -> ControlFlow<()>;
 
     /// Called with each state of the sampler: before the first step and after every one. `state` encodes it,
-    /// for those who keep it (see [`trajectory`]).
+    /// for those who keep it.
     fn record(&mut self, _state: &dyn Fn() -> Vec<u8>) {}
 }
 
