@@ -6,7 +6,7 @@
 //! in doubt until enough audits in a row were passed; an audit that brings no answer is owed. Every draw comes from the validator's secret generator,
 //! those of steps after the commitment.
 //!
-//! An audit stands for the answers that were not audited: one that fails voids 1/share of them, so that a
+//! An audit stands for the answers that were not audited: one that fails voids 2/share of them, so that a
 //! cheat pays for all that it did and not only for what was seen (`docs/verification.md` has the arithmetic).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,9 @@ use crate::verify::trajectory::DeviceTolerances;
 /// The most steps that one challenge has room for, beside the first and the last state.
 const STEPS_MOST: u32 = (limits::OPENED_STATES as u32 - 2) / 2;
 
+/// Answers that each turn brings: as often as it is a miner's turn to be asked or audited, it is asked as
+/// another's rival.
+const ANSWERS_A_TURN: f64 = 2.0;
 /// A failed audit stands for no more answers than at this share.
 const LEAST_SHARE: f64 = 0.001;
 
@@ -132,7 +135,7 @@ impl Audits {
 
     /// Whether a miner's next query is an audit: then the number of answers that it stands for.
     pub fn draw(&self, miner: &Hotkey, rng: &mut impl Rng) -> Option<f64> {
-        let stands_for = 1.0 / self.share_of(&self.record(miner)).max(LEAST_SHARE);
+        let stands_for = ANSWERS_A_TURN / self.share_of(&self.record(miner)).max(LEAST_SHARE);
         rng.random_bool(self.share(miner)).then_some(stands_for)
     }
 
@@ -225,7 +228,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(4);
         for _ in 0..20 {
             // It stands for as many answers as the one that was not answered.
-            assert_eq!(audits.draw(&miner(1), &mut rng), Some(10.0));
+            assert_eq!(audits.draw(&miner(1), &mut rng), Some(20.0));
         }
         audits.settle(miner(1), true);
         assert_eq!(audits.share(&miner(1)), 0.1);
@@ -239,7 +242,7 @@ mod tests {
         let drawn: Vec<f64> = (0..20_000).filter_map(|_| audits.draw(&miner(1), &mut rng)).collect();
         assert!((1_850..2_150).contains(&drawn.len()), "{}", drawn.len());
         // Together they stand for all answers.
-        assert!(drawn.iter().all(|stands_for| *stands_for == 10.0));
+        assert!(drawn.iter().all(|stands_for| *stands_for == 20.0));
     }
 
     #[test]

@@ -420,17 +420,8 @@ fn settings(seconds: u32) -> Settings {
     }
 }
 
-const CHEATS: [Habit; 9] = [
-    Habit::Noise,
-    Habit::Cached,
-    Habit::FewerSteps,
-    Habit::Colluding,
-    Habit::Relaying,
-    Habit::Declining,
-    Habit::Skipping { skipped: RUN / 2 },
-    Habit::Dead,
-    Habit::AlwaysBusy,
-];
+const CHEATS: [Habit; 6] =
+    [Habit::Noise, Habit::Cached, Habit::FewerSteps, Habit::Colluding, Habit::Dead, Habit::AlwaysBusy];
 
 /// `honest` of equal hardware, `each` of every cheat.
 fn population(honest: usize, each: usize) -> Vec<Habit> {
