@@ -225,7 +225,7 @@ async fn an_endpoint_that_tells_a_name_alone_is_measured() {
     let script = Script::default();
     *script.info.lock() = json!({ "model_name": "Argus-Tiny" });
     // The first picture of all, and in the form of the seed's first endpoints.
-    script.then(200, json!(png(64, 64)));
+    script.then(200, json!(png(128, 128)));
     let (address, _stop) = script.clone().serve(anywhere()).await;
     let backend = backend(address).await;
     let (watching, shutdown) = (backend.clone(), CancellationToken::new());
