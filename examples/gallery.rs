@@ -122,7 +122,7 @@ async fn main() -> anyhow::Result<()> {
     gallery.sheet().await?;
 
     let apple = gallery.from_words("a red apple").await?;
-    let body = json!({ "image": encoded(&apple), "prompt": "a peach", "strength": 0.7 });
+    let body = json!({ "image": encoded(&apple), "prompt": "an orange", "strength": 0.7 });
     gallery.pair("image-to-image", "/v1/images/image-to-image", &apple, body).await?;
 
     let pizza = gallery.from_words("a pizza").await?;
@@ -136,14 +136,11 @@ async fn main() -> anyhow::Result<()> {
     let body = json!({ "image": encoded(&pizza), "mask": encoded(&mask), "prompt": "a pizza" });
     gallery.pair("inpaint", "/v1/images/inpaint", &hidden, body).await?;
 
-    let flower = gallery.from_words("a sunflower").await?;
-    let pad = edge / 4;
-    let middle = flower.crop(pad / 2, pad / 2, edge - pad, edge - pad);
-    let mut body = json!({ "image": encoded(&middle), "prompt": "a sunflower" });
-    for side in ["left", "right", "top", "bottom"] {
-        body[side] = (pad / 2).into();
-    }
-    gallery.pair("uncrop", "/v1/images/uncrop", &middle, body).await?;
+    let panda = gallery.from_words("a panda").await?;
+    let pad = edge * 3 / 8;
+    let part = panda.crop(0, 0, edge - pad, edge);
+    let body = json!({ "image": encoded(&part), "prompt": "a panda", "right": pad });
+    gallery.pair("uncrop", "/v1/images/uncrop", &part, body).await?;
 
     let house = gallery.from_words("a house").await?;
     let body = json!({ "scribble": encoded(&house), "prompt": "a house" });

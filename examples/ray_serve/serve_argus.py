@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 # A busy machine takes longer than Serve's five seconds to start its proxy.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
@@ -34,8 +35,9 @@ from starlette.responses import Response
 
 # What `argus worker` takes: base64 of 16 MiB, and the words around it.
 MAX_BODY = 24 << 20
-ATTEMPTS = 4
-PAUSE_S = 0.25
+# How long a request is passed on again, and the longest pause between two tries: a worker that died is replaced meanwhile.
+PATIENCE_S = 60.0
+LONGEST_PAUSE_S = 2.0
 
 
 class Gone(Exception):
@@ -63,6 +65,10 @@ class ArgusWorker:
             async with self.session.request(method, url, data=body or None, headers=headers) as response:
                 return response.status, await response.read()
         except aiohttp.ClientError as error:
+            if self.process.poll() is not None:
+                # Without its worker a replica has the shortest queue of all, and would be given every request until
+                # Serve next asks for its health.
+                asyncio.get_running_loop().call_later(0.1, os._exit, 1)
             raise Gone(f"{self.address}: {error}") from None
 
     def check_health(self):
@@ -101,12 +107,14 @@ class Front:
         if len(body) > MAX_BODY:
             return failure(413, "invalid", f"at most {MAX_BODY} bytes")
         headers = {key: request.headers[key] for key in ("authorization", "content-type") if key in request.headers}
-        for attempt in range(ATTEMPTS):
+        begun, pause = time.monotonic(), 0.25
+        while time.monotonic() - begun < PATIENCE_S:
             try:
                 status, answer = await self.workers.ask.remote(request.method, request.url.path, body, headers)
             except (Gone, ray.exceptions.RayError) as error:
-                print(f"attempt {attempt + 1}: {error}", file=sys.stderr)
-                await asyncio.sleep(PAUSE_S * (attempt + 1))
+                print(f"trying again: {error}", file=sys.stderr)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
                 continue
             if request.url.path == "/info" and status == 200:
                 answer = self.all_together(answer)
