@@ -3,6 +3,7 @@
 mod chain;
 mod cli;
 mod gateway;
+mod mining;
 mod models;
 mod network;
 mod tidy;
