@@ -62,7 +62,7 @@ impl Gallery {
         Ok(RgbPicture::decode(&generated.png, &Limits::default())?)
     }
 
-    async fn from_words(&self, prompt: &str) -> anyhow::Result<RgbPicture> {
+    async fn drawn(&self, prompt: &str) -> anyhow::Result<RgbPicture> {
         self.ask("/v1/images/generations", json!({ "prompt": prompt })).await
     }
 
@@ -76,7 +76,7 @@ impl Gallery {
     async fn sheet(&self) -> anyhow::Result<()> {
         let mut pictures = Vec::new();
         for prompt in PROMPTS {
-            pictures.push(self.from_words(prompt).await?);
+            pictures.push(self.drawn(prompt).await?);
         }
         self.write("text-to-image", &beside(&pictures, COLUMNS))
     }
@@ -121,11 +121,11 @@ async fn main() -> anyhow::Result<()> {
 
     gallery.sheet().await?;
 
-    let apple = gallery.from_words("a red apple").await?;
+    let apple = gallery.drawn("a red apple").await?;
     let body = json!({ "image": encoded(&apple), "prompt": "an orange", "strength": 0.7 });
     gallery.pair("image-to-image", "/v1/images/image-to-image", &apple, body).await?;
 
-    let pizza = gallery.from_words("a pizza").await?;
+    let pizza = gallery.drawn("a pizza").await?;
     let edge = pizza.width();
     let is_masked = |x: u32, y: u32| x > edge / 2 && y < edge * 5 / 8;
     let mask = RgbPicture::from_fn(edge, edge, |x, y| [if is_masked(x, y) { 255 } else { 0 }; 3]);
@@ -136,16 +136,16 @@ async fn main() -> anyhow::Result<()> {
     let body = json!({ "image": encoded(&pizza), "mask": encoded(&mask), "prompt": "a pizza" });
     gallery.pair("inpaint", "/v1/images/inpaint", &hidden, body).await?;
 
-    let panda = gallery.from_words("a panda").await?;
+    let panda = gallery.drawn("a panda").await?;
     let pad = edge * 3 / 8;
     let part = panda.crop(0, 0, edge - pad, edge);
     let body = json!({ "image": encoded(&part), "prompt": "a panda", "right": pad });
     gallery.pair("uncrop", "/v1/images/uncrop", &part, body).await?;
 
-    let house = gallery.from_words("a house").await?;
+    let house = gallery.drawn("a house").await?;
     let body = json!({ "scribble": encoded(&house), "prompt": "a house" });
     gallery.pair("scribble", "/v1/images/controls", &scribble(&house), body).await?;
-    let cat = gallery.from_words("a cat").await?;
+    let cat = gallery.drawn("a cat").await?;
     let body = json!({ "canny": encoded(&cat), "prompt": "a dog" });
     gallery.pair("canny", "/v1/images/controls", &canny(&cat, CannyThresholds::CONTROL), body).await?;
 

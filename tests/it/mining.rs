@@ -14,7 +14,8 @@ use argus_models::{
     engine::{Engine, EngineConfig},
 };
 use argus_protocols::{
-    Answer, Capability, Challenge, Commitment, HotkeyPair, Multiaddr, Reason, Record, Role, SignedRecord, Task, TaskKind,
+    Answer, Capability, Challenge, Commitment, HotkeyPair, Multiaddr, Reason, Record, Role, SignedRecord,
+    Task, TaskKind,
     query::Deadlines,
     task::{Generation, Start},
 };
@@ -62,8 +63,8 @@ async fn peer(bootstrap: Option<&Multiaddr>, shutdown: &CancellationToken) -> (P
     let persist = Arc::new(InMemory::default());
     let key = NodeKey::generate();
     let mut registry = Registry::default();
-    let net =
-        net::start(settings, key, Some(pair.clone()), NETUID, persist, &mut registry, shutdown.clone()).unwrap();
+    let net = net::start(settings, key, Some(pair.clone()), NETUID, persist, &mut registry, shutdown.clone())
+        .unwrap();
     let begun = Instant::now();
     let address = loop {
         let snapshot = net.handle.snapshot().await.unwrap();
@@ -184,7 +185,8 @@ impl Network {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.metrics).unwrap();
         let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in\n{text}"))
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in\n{text}"))
     }
 
     async fn until(&self, name: &str, holds: impl Fn(f64) -> bool) {
