@@ -89,7 +89,7 @@ mod tests {
     fn picture(grain: u8, latents: Vec<f32>) -> Evidence {
         let picture = RgbPicture::from_fn(64, 64, |x, y| {
             let grain = if (x * 7 + y * 13) % 3 == 0 { grain } else { 0 };
-            [(x * 3) as u8 + grain, (y * 2) as u8 + grain, 90 + grain]
+            [(x * 2) as u8 + grain, (y * 2) as u8 + grain, 90 + grain]
         });
         Evidence::Picture { features: features(), picture, latents }
     }

@@ -259,7 +259,7 @@ async fn a_validator_is_served_as_soon_as_it_has_its_permit() {
     other_task.model = "clip-tiny".into();
     let result = validator.handle.query(other_task, |_| ()).await;
     assert!(matches!(result, Err(QueryError::Rejected(r)) if r.reason == Reason::Invalid), "{result:?}");
-    network.until("miner_held", |held| held == 0.0).await;
+    network.until("argus_miner_held", |held| held == 0.0).await;
 }
 
 fn with_model(task: Task, model: &str) -> Task {
@@ -283,9 +283,9 @@ async fn a_full_miner_says_busy_and_who_goes_away_frees_the_place() {
         tokio::spawn(async move { network.ask(&validator, &apple(steps)).await })
     };
     let first = asking(50);
-    network.until("miner_at_work", |n| n == 1.0).await;
+    network.until("argus_miner_at_work", |n| n == 1.0).await;
     let second = asking(2);
-    network.until("miner_held", |n| n == 2.0).await;
+    network.until("argus_miner_held", |n| n == 2.0).await;
     match network.ask(&validator, &apple(2)).await {
         Err(QueryError::Rejected(rejection)) => {
             assert_eq!(rejection.reason, Reason::Busy);
@@ -297,8 +297,8 @@ async fn a_full_miner_says_busy_and_who_goes_away_frees_the_place() {
     first.abort();
     let second = timeout(PATIENCE, second).await.unwrap().unwrap();
     assert!(second.is_ok(), "{:?}", second.map(|(_, seen)| seen));
-    network.until("miner_held", |held| held == 0.0).await;
-    network.until("miner_at_work", |n| n == 0.0).await;
+    network.until("argus_miner_held", |held| held == 0.0).await;
+    network.until("argus_miner_at_work", |n| n == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -315,9 +315,9 @@ async fn a_miner_that_shuts_down_ends_what_runs_and_cancels_what_waits() {
         tokio::spawn(async move { network.ask(&validator, &apple(steps)).await })
     };
     let running = asking(30);
-    network.until("miner_at_work", |n| n == 1.0).await;
+    network.until("argus_miner_at_work", |n| n == 1.0).await;
     let waiting = asking(2);
-    network.until("miner_held", |n| n == 2.0).await;
+    network.until("argus_miner_held", |n| n == 2.0).await;
     network.stop_mining.cancel();
     assert_eq!(rejected(timeout(PATIENCE, waiting).await.unwrap().unwrap()), Reason::Cancelled);
     assert!(timeout(PATIENCE, running).await.unwrap().unwrap().is_ok());
