@@ -45,8 +45,8 @@ pub struct Jobs {
     engine: Engine,
     /// Embedding lengths by model, and that of [`Features`].
     dimensions: Arc<Dimensions>,
-    /// Looks at pictures whose model drifts with the hardware.
-    latents: Arc<LatentEncoder>,
+    /// Looks at pictures whose model drifts with the hardware; absent where none does.
+    latents: Option<Arc<LatentEncoder>>,
 }
 
 #[derive(Debug)]
@@ -75,8 +75,11 @@ impl Jobs {
     /// Asks the engine for one embedding of each kind, so that the lengths of all are known.
     pub async fn new(engine: Engine) -> Result<Self, BackendError> {
         let none = Arc::new(Dimensions { features: 0, models: BTreeMap::new() });
-        let latents = off_async(|| LatentEncoder::embedded(1)).await?.map_err(not_loaded)?;
-        let mut jobs = Self { engine, dimensions: none, latents: Arc::new(latents) };
+        let latents = match engine.models().iter().all(is_exact) {
+            true => None,
+            false => Some(Arc::new(off_async(|| LatentEncoder::embedded(1)).await?.map_err(not_loaded)?)),
+        };
+        let mut jobs = Self { engine, dimensions: none, latents };
         let probe = RgbPicture::from_fn(PROBE_SIDE, PROBE_SIDE, |x, y| [x as u8, y as u8, 128]);
         let mut models = BTreeMap::new();
         for spec in jobs.engine.models().iter().filter(|spec| spec.serves(ModelTask::ImageEmbedding)) {
@@ -156,10 +159,9 @@ impl Jobs {
 
     /// What the autoencoder sees in a picture, where answers to a task drift with the hardware.
     async fn latents(&self, task: &Task, picture: &RgbPicture) -> Result<Vec<f32>, BackendError> {
-        if self.spec(task.model()).is_none_or(is_exact) {
-            return Ok(Vec::new());
-        }
-        let (encoder, picture) = (self.latents.clone(), picture.clone());
+        let drifts = self.spec(task.model()).is_some_and(|spec| !is_exact(spec));
+        let Some(encoder) = self.latents.clone().filter(|_| drifts) else { return Ok(Vec::new()) };
+        let picture = picture.clone();
         let encoded = off_async(move || encoder.encode(&picture).map_err(|error| error.to_string())).await?;
         encoded.map_err(BackendError::Failed)
     }

@@ -103,8 +103,11 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
     if !files.contains("config.json") && files.contains("model.safetensors") {
         return classifier(&files);
     }
-    if !files.contains("config.json") && files.in_parts()?.checkpoint_file().is_some() {
-        return checkpoint(&files.in_parts()?);
+    if !files.contains("config.json") {
+        let parts = files.in_parts()?;
+        if parts.checkpoint_file().is_some() {
+            return checkpoint(&parts);
+        }
     }
     let config: Class = files.config("config.json")?;
     if config.architectures.iter().any(|name| name == "StableDiffusionSafetyChecker") {
